@@ -1,0 +1,102 @@
+"""`features`: which features of a sparse autoencoder fire on prompts, and how well they rebuild the activations."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from services.contracts.base import CatalogueId, Contract
+from services.contracts.prompt import Prompt
+from services.contracts.result import PromptTokens, Result
+from services.contracts.spec import Spec
+from services.contracts.tensor import Tensor
+
+FeatureIndex = Annotated[int, Field(ge=0, le=10_000_000)]
+
+
+class FeaturesSpec(Spec):
+    """The `top_k` features per token and over each prompt; with `features`, the activations of just those."""
+
+    kind: Literal["features"]
+    sae: CatalogueId
+    prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, max_length=1_000)]
+    top_k: Annotated[int, Field(ge=1, le=100)] = 10
+    features: Annotated[tuple[FeatureIndex, ...] | None, Field(min_length=1, max_length=1_000)] = None
+    promoted_logits: Annotated[
+        int, Field(ge=0, le=50, description="How many promoted and suppressed tokens to list per feature; 0 for none.")
+    ] = 5
+
+
+class ActiveFeature(Contract):
+    index: int
+    activation: float
+
+
+class TokenFeatures(Contract):
+    """The features that fire on one token, strongest first.
+
+    `over_norm`: the activation is longer than the SAE's threshold, so the token was left out: no features.
+    """
+
+    position: int
+    token: str
+    over_norm: bool
+    features: tuple[ActiveFeature, ...]
+
+
+class PromptFeature(Contract):
+    """A feature over a whole prompt: its largest activation, where, its mean, and on how many tokens it fires."""
+
+    index: int
+    max_activation: float
+    max_position: int
+    mean_activation: float
+    active_tokens: int
+
+
+class Reconstruction(Contract):
+    """How well the SAE rebuilds the prompt's activations, tokens over the norm threshold left out.
+
+    `explained_variance` is against the SAE's stored mean where it has one, else the prompt's own (`reference`);
+    null when no token is left.
+    """
+
+    tokens: int
+    mse: float | None
+    explained_variance: float | None
+    reference: Literal["sae_mean", "prompt_mean"]
+    mean_l0: float | None
+
+
+class PromptFeatures(Contract):
+    tokens: PromptTokens
+    per_token: tuple[TokenFeatures, ...]
+    top: tuple[PromptFeature, ...]
+    reconstruction: Reconstruction
+    activations: Annotated[Tensor | None, Field(description="token × feature, for the indices asked for.")] = None
+
+
+class PromotedToken(Contract):
+    token_id: int
+    token: str
+    logit: float
+
+
+class FeatureEffect(Contract):
+    """The tokens whose logits the feature's decoder direction raises and lowers most, read straight through W_U.
+
+    Logits per unit of activation, the final norm's gain applied and its scale left out.
+    """
+
+    index: int
+    promoted: tuple[PromotedToken, ...]
+    suppressed: tuple[PromotedToken, ...]
+
+
+class FeaturesResult(Result):
+    kind: Literal["features"] = "features"
+    sae: CatalogueId
+    layer: int
+    site: str
+    features: tuple[int, ...] | None = None
+    prompts: tuple[PromptFeatures, ...]
+    effects: tuple[FeatureEffect, ...] = ()

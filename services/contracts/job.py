@@ -1,0 +1,73 @@
+"""A job as it travels: the union of specifications, the union of results, and the job's own view."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+from typing_extensions import TypeAliasType
+
+from services.contracts.attribution import AttributionResult, AttributionSpec
+from services.contracts.base import Contract
+from services.contracts.errors import ErrorCode
+from services.contracts.features import FeaturesResult, FeaturesSpec
+from services.contracts.patching import PatchingResult, PatchingSpec
+
+JobSpec = TypeAliasType(
+    "JobSpec", Annotated[PatchingSpec | AttributionSpec | FeaturesSpec, Field(discriminator="kind")]
+)
+JobResult = TypeAliasType(
+    "JobResult", Annotated[PatchingResult | AttributionResult | FeaturesResult, Field(discriminator="kind")]
+)
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class JobProgress(Contract):
+    """Rows of engine work done, of those planned so far."""
+
+    done: int
+    planned: int
+
+
+class JobError(Contract):
+    """Why a job has no result. `correlation_id` names the log lines that tell more to the operator."""
+
+    code: ErrorCode
+    message: str
+    correlation_id: str | None = None
+
+
+class JobSummary(Contract):
+    """A job without its result."""
+
+    id: Annotated[str, Field(pattern=r"^job_[a-z2-7]{26}$")]
+    kind: str
+    model: str
+    status: JobStatus
+    label: str | None
+    metadata: dict[str, str]
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None
+    attempt: int
+    progress: JobProgress
+    cached: bool
+    error: JobError | None
+
+
+class JobView(JobSummary):
+    """A job, with its result once it has succeeded."""
+
+    result: JobResult | None
