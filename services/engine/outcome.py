@@ -1,0 +1,32 @@
+"""What a row yields."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from services.engine.readout import Reading, TopTokens
+from services.engine.row import Capture
+
+Execution = Literal["branched", "whole"]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A row's reading and captures, float32 on the CPU.
+
+    A capture's first axis is its positions in the order asked for; the site's own axes follow (see `row`).
+    `execution` says how the row was run: grafted onto its base run, or as a whole forward pass.
+    """
+
+    reading: Reading | None
+    captures: Mapping[Capture, Float[Tensor, "position ..."]]
+    execution: Execution
+
+    def values(self) -> Float[Tensor, "..."]:
+        """The reading of a readout that yields numbers."""
+        if self.reading is None or isinstance(self.reading, TopTokens):
+            raise TypeError("this row's readout does not yield plain numbers")
+        return self.reading

@@ -1,0 +1,78 @@
+"""A forward pass as data: what to run, what to change in it, what to take from it.
+
+A `Row` holds no callback, so the engine may put rows of different jobs into one batch. Positions are absolute, from 0,
+without negatives; layers count from 0. An activation has the site's own axes after the position:
+
+    site                                                axes after `position`
+    embed, resid_pre, resid_mid, resid_post             [d_model]
+    attn_out, mlp_out                                   [d_model]: what is added to the residual stream
+    mlp_post                                            [d_mlp]
+    q, z                                                [head, d_head]
+    k, v                                                [kv_head, d_head]
+    attn_scores, pattern                                [head, key]: `position` is the query's, `key` all of the row's
+
+With `Site.head` given, the head axis is gone. `q` and `k` are read before rotary embeddings and before query and key
+norms, as TransformerLens has them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from services.contracts.site import SiteName
+from services.engine.readout import Readout
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in the model. `layer` is None for `embed` alone; `head` is a KV head for `k` and `v`."""
+
+    name: SiteName
+    layer: int | None = None
+    head: int | None = None
+
+
+@dataclass(frozen=True)
+class FromRun:
+    """The activation at the same site and positions in the unpatched run of these tokens."""
+
+    tokens: tuple[int, ...]
+
+
+Value = Tensor | float | FromRun
+"""A tensor `[position, ...]` or one without the position axis for all positions alike; a number; another run's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Intervention:
+    """Change the activation at `site`: replace it, add to it, or multiply it.
+
+    `positions` of None means every position of the row. Interventions of one row at one site apply in their order.
+    """
+
+    site: Site
+    positions: tuple[int, ...] | None
+    operation: Literal["set", "add", "scale"]
+    value: Value
+
+
+@dataclass(frozen=True)
+class Capture:
+    """Take the activation at `site`, after the row's interventions there; None takes every position."""
+
+    site: Site
+    positions: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One forward pass over `tokens`.
+
+    A row without a readout stops after the last layer that a capture needs.
+    """
+
+    tokens: tuple[int, ...]
+    interventions: tuple[Intervention, ...] = ()
+    captures: tuple[Capture, ...] = ()
+    readout: Readout | None = None

@@ -1,0 +1,64 @@
+"""A job as the engine knows it: whose rows these are, how far they are, and what they have cost."""
+
+import threading
+from collections.abc import Callable
+
+
+class JobCancelled(Exception):
+    """The job was cancelled, or its deadline passed, before all its rows had run."""
+
+
+def _ignore(_done: int, _planned: int) -> None:
+    pass
+
+
+class JobTicket:
+    """One job's standing with the engine; shared by everything that submits rows for it.
+
+    `owner` keeps one tenant's base runs out of another's sight. `cancelled` is polled before every batch. `on_progress`
+    gets rows done and rows planned so far, on the engine's thread: it must return at once.
+    """
+
+    def __init__(
+        self,
+        job_id: str,
+        owner: str,
+        *,
+        cancelled: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[int, int], None] = _ignore,
+    ) -> None:
+        self.id = job_id
+        self.owner = owner
+        self.cancelled = cancelled
+        self._on_progress = on_progress
+        self._lock = threading.Lock()
+        self._done = 0
+        self._planned = 0
+        self._tokens = 0
+        self._seconds = 0.0
+
+    @property
+    def engine_tokens(self) -> int:
+        """Tokens pushed through the model for this job, padding included."""
+        return self._tokens
+
+    @property
+    def engine_seconds(self) -> float:
+        """Seconds of the engine's thread that this job has used: its share of every batch it was in."""
+        return self._seconds
+
+    def plan(self, rows: int) -> None:
+        """Announce rows that are going to run."""
+        with self._lock:
+            self._planned += rows
+            done, planned = self._done, self._planned
+        self._on_progress(done, planned)
+
+    def charge(self, *, rows: int, tokens: int, seconds: float) -> None:
+        """Book finished rows and what they cost."""
+        with self._lock:
+            self._done += rows
+            self._tokens += tokens
+            self._seconds += seconds
+            done, planned = self._done, self._planned
+        self._on_progress(done, planned)

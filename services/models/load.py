@@ -1,0 +1,72 @@
+"""From a prepared folder of the model store to a model in memory.
+
+1. The weights file must have the sha256 that the model's facts state.
+2. transformers builds the model from the folder alone: no network, no remote code, safetensors only, eager attention.
+3. TransformerLens' bridge wraps it, which gives every activation its hook point. Weights stay as they are: unfolded.
+
+The bridge gets no tokenizer: lensd tokenises by itself, by the BOS rule of the job.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from services.contracts.errors import ErrorCode, JobFailed
+from services.contracts.model import ModelFacts
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model in memory. Only the engine's thread may run it: the bridge's hooks are global mutable state."""
+
+    facts: ModelFacts
+    bridge: TransformerBridge
+    device: torch.device
+    dtype: torch.dtype
+    nbytes: int
+
+
+def load_model(folder: Path, facts: ModelFacts, *, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """Load the model that `folder` holds.
+
+    Raises:
+        JobFailed: `model_unavailable` when the weights are missing or are not the ones that were prepared.
+    """
+    _verify_weights(folder / WEIGHTS, facts)
+    transformers_logging.disable_progress_bar()
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    module = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        attn_implementation="eager",
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    module.to(device).eval().requires_grad_(False)
+    nbytes = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    (architecture,) = config.architectures
+    bridge = build_bridge_from_module(module, architecture, hf_config=config, dtype=dtype, device=device)
+    bridge.eval().requires_grad_(False)
+    return LoadedModel(facts=facts, bridge=bridge, device=device, dtype=dtype, nbytes=nbytes)
+
+
+def _verify_weights(weights: Path, facts: ModelFacts) -> None:
+    if not weights.is_file():
+        raise JobFailed(ErrorCode.MODEL_UNAVAILABLE, f"the weights of {facts.id} are missing from the model store")
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != facts.weights_sha256:
+        raise JobFailed(
+            ErrorCode.MODEL_UNAVAILABLE,
+            f"the weights of {facts.id} are not the ones that were prepared: prepare the model again",
+        )
