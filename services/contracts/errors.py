@@ -25,6 +25,7 @@ class ErrorCode(StrEnum):
     INVALID_REQUEST = "invalid_request"
     BODY_TOO_LARGE = "body_too_large"
     BODY_TOO_DEEP = "body_too_deep"
+    HEADERS_TOO_LARGE = "headers_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     NOT_ACCEPTABLE = "not_acceptable"
     ROUTE_NOT_FOUND = "route_not_found"
@@ -60,6 +61,7 @@ class ErrorCode(StrEnum):
     # Not now
     QUEUE_FULL = "queue_full"
     STORE_UNAVAILABLE = "store_unavailable"
+    NOT_READY = "not_ready"
     INTERNAL = "internal"
     # How a job ends without a result
     WORKER_LOST = "worker_lost"
