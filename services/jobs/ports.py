@@ -1,15 +1,22 @@
 """What the life of a job needs from outside: a store of records, a queue of doorbells, a place for large results.
 
 The store is synchronous (a call is one short script on the server); the event reader is asynchronous, since thousands
-of clients wait on it. Every implementation passes the same tests (`tests/services/jobs/`).
+of clients wait on it. Every implementation passes the same tests (`tests/services/jobs/`), and every one raises
+Unavailable(STORE_UNAVAILABLE) when what stands behind it does not answer. Fakes: `services/jobs/memory/`.
+
+                 claim                finish
+       queued ──────────► running ──────────────► succeeded, failed, cancelled
+        │  ▲                 │
+        │  └─────────────────┘ release, or its lease expired
+        └► cancelled (cancel), failed (deadline, too many lost workers)
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from services.contracts.job import JobProgress, JobStatus, JobSummary
-from services.jobs.record import Beat, Claim, Ending, JobEvent, JobRecord, NewJob
+from services.jobs.record import Beat, Claim, Ending, Idempotency, JobEvent, JobRecord, NewJob
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,10 @@ class JobFilter:
 
 @dataclass(frozen=True)
 class Page:
-    """Summaries, newest first; `cursor` is opaque and null on the last page."""
+    """Summaries, newest first; `cursor` is opaque and null on the last page.
+
+    A page looks at a bounded number of jobs: under a filter it may be short, or empty, and still have a cursor.
+    """
 
     jobs: tuple[JobSummary, ...]
     cursor: str | None
@@ -29,48 +39,80 @@ class Page:
 
 @dataclass(frozen=True)
 class Reaped:
-    """What one round of the reaper did."""
+    """What one round of the reaper did, and what is left to do for the process whose turn it was."""
 
-    handed_back: tuple[str, ...]
-    failed: tuple[str, ...]
-    rung: int
+    handed_back: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    forgotten: tuple[str, ...] = ()
+    """Jobs past their retention: their blobs are to be deleted."""
+    unclaimed: Mapping[str, int] = field(default_factory=dict)
+    """Pool → queued jobs that nobody claimed in time: doorbells are to be rung."""
+    sweep: bool = False
+    """Whether blobs without a job are to be looked for now."""
 
 
 class JobStore(Protocol):
-    """The job records and every transition of their state, each atomic on the server's own clock."""
+    """The job records and every transition of their state, each atomic on the server's own clock.
 
-    def create(self, job: NewJob) -> JobRecord:
-        """Store a queued job and put it in line; raises Unavailable(QUEUE_FULL) over the queue's bound."""
+    A claim *holds* until another worker claims the job, or the job ends or is released: an expired lease, even a job
+    already handed back, is revived by its own worker as long as nobody else has claimed it.
+    """
+
+    def create(self, job: NewJob, idempotency: Idempotency | None = None) -> JobRecord:
+        """Store a queued job and put it in line; the caller rings the doorbell.
+
+        With an idempotency key that the owner has used before: the earlier job (its id is not `job.id`) if the request
+        was the same, else raises Conflict(IDEMPOTENCY_CONFLICT). Raises Unavailable(QUEUE_FULL) over the bound of the
+        pool's queue or of the server's memory. Repeating a call is harmless.
+        """
 
     def get(self, job_id: str) -> JobRecord | None:
         """The record, or None if there is none."""
 
     def list(self, owner: str, where: JobFilter, cursor: str | None, limit: int) -> Page:
-        """The owner's jobs; raises LensdError(INVALID_REQUEST) on a cursor that is not ours."""
+        """The owner's jobs; raises Refused(INVALID_REQUEST) on a cursor that is not ours."""
 
-    def claim(self, pool: str, worker: str, lease_s: float) -> Claim | None:
-        """The next job of the pool (interactive first, then round robin over owners), or None. Skips expired deadlines, failing them."""
+    def claim(self, pool: str, worker: str) -> Claim | None:
+        """The pool's next job (interactive first, then round robin over owners), or None.
 
-    def heartbeat(self, claims: Sequence[Claim], lease_s: float) -> Mapping[str, Beat]:
+        Fails jobs past their deadline on the way. `worker` names one process for its lifetime and never another.
+        """
+
+    def executing(self, worker: str, claims: Sequence[Claim]) -> None:
+        """Say which claims the worker's next chunk belongs to, before it runs; none when it goes idle.
+
+        This is what blame rests on: if the worker dies, these jobs are blamed. To be called whenever the set changes,
+        also before a model is loaded for them.
+        """
+
+    def heartbeat(self, claims: Sequence[Claim]) -> Mapping[str, Beat]:
         """Extend the leases of `claims`; per job id whether the claim still holds and whether to stop."""
 
     def progress(self, claim: Claim, progress: JobProgress) -> None:
-        """Record progress and publish an event; ignored when the claim no longer holds."""
+        """Record and publish progress, a few times a second at most; ignored when the claim no longer holds."""
 
     def finish(self, claim: Claim, ending: Ending) -> bool:
-        """End the job; False (and no change) when the claim no longer holds."""
+        """End the job; False (and no change) when the claim no longer holds. Repeating a call is harmless."""
 
     def release(self, claim: Claim) -> None:
-        """Hand the job back to the front of the line at no cost in attempts (drain)."""
+        """Hand the job back to the front of its owner's line at no cost (drain); the reaper rings for it."""
 
     def cancel(self, job_id: str) -> JobRecord | None:
         """Cancel a queued job at once, ask a running one to stop; terminal jobs are left as they are."""
 
     def delete(self, job_id: str) -> JobRecord | None:
-        """Forget a job that is not running; raises Conflict(JOB_RUNNING). Returns what was forgotten."""
+        """Forget a job and return it; the caller deletes its blobs. Raises Conflict(JOB_RUNNING) while it runs."""
 
     def reap(self) -> Reaped:
-        """Hand expired leases back (or fail them after the last attempt) and say how many queued jobs nobody claimed."""
+        """One round for all processes together: empty when the last one was less than `reap_every_s` ago.
+
+        Hands expired leases back (or fails the job: blamed too often, past its deadline; or cancels it, if that was
+        asked for), fails queued jobs past their deadline, forgets jobs past their retention. After an outage leases
+        get one more term first.
+        """
+
+    def known(self, job_ids: Collection[str]) -> frozenset[str]:
+        """Those of `job_ids` that have a record."""
 
     def depth(self, pool: str) -> int:
         """Queued jobs of the pool."""
@@ -82,8 +124,12 @@ class JobStore(Protocol):
 class JobEvents(Protocol):
     """One reader per gateway process; any number of watchers."""
 
-    def watch(self, job_id: str, after: str | None = None) -> AsyncIterator[JobEvent]:
-        """Events of the job after id `after` (or a first snapshot), ending with the terminal one. Reconnects by itself."""
+    def watch(self, job_id: str, after: str | None = None) -> AsyncGenerator[JobEvent, None]:
+        """The job's events, ending with the terminal one; close the generator to leave earlier.
+
+        Starts with a snapshot; with `after`, the id of the last event seen, with those after it that are still kept.
+        Outages of the store are ridden out in silence once it has begun. Raises NotFound(JOB_NOT_FOUND).
+        """
 
 
 class Doorbell(Protocol):
@@ -92,17 +138,21 @@ class Doorbell(Protocol):
     def ring(self, pool: str) -> None:
         """At most a few hundred milliseconds, and never fatal: the reaper rings again for jobs nobody claimed."""
 
+    def waiting(self, pool: str) -> int | None:
+        """Rings that no worker has heard yet; None when that cannot be known now."""
+
 
 class Blobs(Protocol):
-    """Bytes under keys `{job}/{attempt}/{uuid}`, written whole or not at all."""
+    """Bytes under keys of `new_blob_key`, written whole or not at all."""
 
-    def put(self, key: str, data: bytes) -> None: ...
+    def put(self, key: str, data: bytes) -> None:
+        """Raises Unavailable(STORE_UNAVAILABLE) when there is no room."""
 
     def get(self, key: str) -> bytes | None:
         """The bytes, or None when they are gone."""
 
     def read(self, key: str, offset: int, nbytes: int) -> bytes | None:
-        """A slice of the bytes, or None when they are gone."""
+        """A slice of the bytes (shorter past their end), or None when they are gone."""
 
     def delete(self, job_id: str) -> None:
         """Every blob of the job."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
+from typing import Literal
 
 from services.contracts.base import Contract
 from services.contracts.inputs import Inputs
@@ -18,83 +20,87 @@ class NewJob(Contract):
     inputs: Inputs
 
 
+class StoredResult(Contract):
+    """A result's place: its JSON here when small, else in a blob; its external tensors in one safetensors blob."""
+
+    document: str | None = None
+    document_blob: str | None = None
+    tensors_blob: str | None = None
+
+
 class JobRecord(Contract):
-    """Everything the store knows of a job, its result's place included."""
+    """What the store knows of a job at any time; what it computes on (spec and inputs) travels in the claim alone.
+
+    `started_at` is the start of the latest attempt, `attempt` how often the job was claimed.
+    """
 
     id: str
     owner: str
     pool: str
-    spec: JobSpec
-    inputs: Inputs
+    kind: str
+    model: str
+    label: str | None
+    metadata: dict[str, str]
+    priority: Literal["interactive", "batch"]
     status: JobStatus
     created_at: datetime
+    deadline_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
     expires_at: datetime | None = None
     attempt: int = 0
     cancel_requested: bool = False
     progress: JobProgress = JobProgress(done=0, planned=0)
+    cached: bool = False
     error: JobError | None = None
-    result: "StoredResult | None" = None
+    result: StoredResult | None = None
+    version: int = 0
+    """Counts the record's events; the id of the latest one."""
 
     def summary(self) -> JobSummary:
-        return JobSummary(
-            id=self.id,
-            kind=self.spec.kind,
-            model=self.spec.model,
-            status=self.status,
-            label=self.spec.label,
-            metadata=self.spec.metadata,
-            created_at=self.created_at,
-            started_at=self.started_at,
-            finished_at=self.finished_at,
-            expires_at=self.expires_at,
-            attempt=self.attempt,
-            progress=self.progress,
-            cached=False,
-            error=self.error,
-        )
+        return JobSummary(**{name: getattr(self, name) for name in JobSummary.model_fields})
 
 
-class StoredTensor(Contract):
-    """Where an external tensor's bytes lie in the tensors blob."""
+@dataclass(frozen=True)
+class Idempotency:
+    """A client's `Idempotency-Key` and the digest of the normalised request that came with it."""
 
-    name: str
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-    sha256: str
-
-
-class StoredResult(Contract):
-    """A result's place: its JSON inside the record when small, else a blob; external tensors in one blob."""
-
-    document: str | None = None
-    document_blob: str | None = None
-    tensors_blob: str | None = None
-    tensors: tuple[StoredTensor, ...] = ()
-
-
-JobRecord.model_rebuild()
+    key: str
+    request_sha256: str
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A worker's right to run one attempt of a job: `attempt` is the fencing token."""
+    """A worker's right to run one attempt of a job: `attempt` is the fencing token.
+
+    `alone`: a worker died over this job before, so its rows share no chunk with another job's.
+    """
 
     job: JobRecord
+    spec: JobSpec
+    inputs: Inputs
     worker: str
     attempt: int
     alone: bool = False
 
 
+class Stop(StrEnum):
+    """Why a running job is asked to stop."""
+
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+
+
 @dataclass(frozen=True)
 class Beat:
-    """What a heartbeat learns of one claim."""
+    """What a heartbeat learns of one claim.
+
+    Not `held`: the job is another's or ended, drop the work without a word. `stop`: end it with `Cancelled`, or with
+    `Failed(DEADLINE_EXCEEDED)`.
+    """
 
     held: bool
-    cancel_requested: bool
+    stop: Stop | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ Ending = Succeeded | Failed | Cancelled
 
 @dataclass(frozen=True)
 class JobEvent:
-    """One entry of a job's event stream; ids are the job's own and grow."""
+    """One entry of a job's event stream: the job as it was then. Ids are the job's own, decimal, and grow."""
 
     id: str
     summary: JobSummary

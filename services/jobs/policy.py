@@ -1,0 +1,43 @@
+"""The figures that the life of a job turns on; every process of a deployment uses the same."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class JobPolicy:
+    """Times in seconds, bounds per pool."""
+
+    lease_s: float = 15.0
+    """How long a claim holds without a heartbeat."""
+
+    heartbeat_s: float = 0.5
+    """How often a worker beats: also how soon a running job learns of a cancel."""
+
+    max_blamed: int = 3
+    """Deaths of a worker in a chunk with the job, after which the job fails."""
+
+    max_unexplained: int = 10
+    """Deaths of a worker between chunks with the job claimed, after which the job fails: nothing else is to blame."""
+
+    max_queued: int = 20_000
+    """Queued jobs of a pool."""
+
+    max_memory: float = 0.8
+    """Share of the server's memory bound over which no job is admitted."""
+
+    retention_s: float = 24 * 3600.0
+    """How long a job is kept after its end."""
+
+    reap_every_s: float = 2.0
+    """How often the reaper goes round, over all processes together."""
+
+    ring_after_s: float = 3.0
+    """How long a queued job waits before the reaper rings for it again."""
+
+    sweep_every_s: float = 600.0
+    """How often blobs are checked for jobs that are no more."""
+
+    @property
+    def outage_s(self) -> float:
+        """A pause between two rounds of the reaper that can only be an outage: leases then get one more term."""
+        return 3 * self.reap_every_s
