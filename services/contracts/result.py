@@ -32,7 +32,6 @@ class Provenance(Contract):
     bos: Annotated[
         Literal["request", "sae", "tokenizer"], Field(description="Whose rule decided whether BOS was prepended.")
     ]
-    bos_prepended: bool
     sae: SaeProvenance | None = None
     method: str
     method_version: str

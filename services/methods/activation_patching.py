@@ -1,0 +1,157 @@
+"""Activation patching: which activations of one run, put into the other, move the metric (Vig et al. 2020; Meng et al.
+2022; Heimersheim & Nanda 2024, arXiv:2404.15255).
+
+1. read the metric on the clean and on the corrupted run;
+2. denoising patches clean activations into the corrupted run, noising corrupted ones into the clean run;
+3. one row per cell of the sweep sets one site's activation to the other run's, and reads the metric;
+4. effect = m(patched) − m(unpatched); normalized = effect / (m(other) − m(unpatched)), over many pairs a ratio of means.
+
+`resid_pre`, `attn_out`, `mlp_out` are swept over [layer, position]; `z` over [layer, head] with every position patched
+at once, or over [layer, head, position] when positions are given.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from jaxtyping import Float64
+
+from services.contracts.inputs import TokenizedPair
+from services.contracts.patching import Baselines, PairTokens, PatchedPair, PatchingResult, PatchingSpec
+from services.contracts.site import SiteName
+from services.contracts.tensor import InlineTensor
+from services.engine.row import FromRun, Intervention, Row, Site
+from services.methods.context import MethodContext
+from services.methods.metric import Measure, Reading, measure
+from services.methods.statistics import estimate, ratio_of_means
+
+VERSION = "1"
+
+ROWS_AT_ONCE = 8_192
+"""Pairs are run together up to about this many rows, so that a job's memory does not grow with its pairs."""
+
+Effects = Float64[np.ndarray, "..."]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The cells of a sweep, in row-major order of its axes."""
+
+    site: SiteName
+    layers: tuple[int, ...]
+    heads: tuple[int, ...] | None
+    positions: tuple[int | str, ...] | None
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        axes = (("layer", self.layers), ("head", self.heads), ("position", self.positions))
+        return tuple(name for name, values in axes if values is not None)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(len(values) for values in (self.layers, self.heads, self.positions) if values is not None)
+
+    def interventions(self, pair: TokenizedPair, source: FromRun) -> Iterator[Intervention]:
+        """One per cell: that cell's activation becomes the other run's."""
+        for layer in self.layers:
+            for head in self.heads or (None,):
+                site = Site(self.site, layer, head)
+                for position in self.positions or (None,):
+                    positions = None if position is None else (_index(position, pair),)
+                    yield Intervention(site, positions, "set", source)
+
+
+@dataclass(frozen=True)
+class Patched:
+    """One pair's numbers."""
+
+    clean: float
+    corrupted: float
+    effects: Effects
+
+
+def run(spec: PatchingSpec, context: MethodContext) -> PatchingResult:
+    """Sweep every pair. Effects are in the metric's units; positive means that patching raised the metric."""
+    sweep = _sweep(spec, context)
+    pairs = context.inputs.pairs
+    at_once = max(1, ROWS_AT_ONCE // (int(np.prod(sweep.shape)) + 2))
+    waiting = iter(pairs)
+    patched: list[Patched] = []
+    while together := list(islice(waiting, at_once)):
+        patched += _patch(together, sweep, spec, context)
+    effects = np.stack([pair.effects for pair in patched])
+    clean = np.array([pair.clean for pair in patched])
+    corrupted = np.array([pair.corrupted for pair in patched])
+    unpatched, other = (corrupted, clean) if spec.method.mode == "denoising" else (clean, corrupted)
+    normalized, meaningful = ratio_of_means(effects, other - unpatched, float(abs(unpatched.mean())), sweep.dims)
+    if not meaningful:
+        context.warnings.append(
+            f"normalized is null: clean and corrupted runs differ by {float((other - unpatched).mean()):.3g} in the "
+            "metric, too little to divide by"
+        )
+    return PatchingResult(
+        site=sweep.site,
+        mode=spec.method.mode,
+        layers=sweep.layers,
+        heads=sweep.heads,
+        positions=sweep.positions,
+        pairs=tuple(_reported(pair, numbers, sweep, spec) for pair, numbers in zip(pairs, patched, strict=True)),
+        effects=estimate(effects, sweep.dims),
+        normalized=normalized,
+        warnings=tuple(context.warnings),
+        provenance=context.provenance("activation_patching", VERSION),
+        usage=context.usage(),
+    )
+
+
+def _sweep(spec: PatchingSpec, context: MethodContext) -> Sweep:
+    facts, method = context.model.facts, spec.method
+    length = len(context.inputs.pairs[0].clean.ids)
+    every_position = None if method.site == "z" else tuple(range(length))
+    return Sweep(
+        site=SiteName(method.site),
+        layers=method.layers if method.layers is not None else tuple(range(facts.layers)),
+        heads=(method.heads or tuple(range(facts.heads))) if method.site == "z" else None,
+        positions=method.positions if method.positions is not None else every_position,
+    )
+
+
+def _patch(pairs: list[TokenizedPair], sweep: Sweep, spec: PatchingSpec, context: MethodContext) -> list[Patched]:
+    measures = [measure(spec.metric, pair, context.inputs) for pair in pairs]
+    rows = [row for pair, measured in zip(pairs, measures, strict=True) for row in _rows(pair, measured, sweep, spec)]
+    readings = (outcome.values() for outcome in context.run(rows))
+    return [
+        _read(measured, [next(readings) for _ in range(2 + int(np.prod(sweep.shape)))], sweep, spec)
+        for measured in measures
+    ]
+
+
+def _rows(pair: TokenizedPair, measured: Measure, sweep: Sweep, spec: PatchingSpec) -> Iterator[Row]:
+    """The clean run, the corrupted run, then every cell."""
+    clean, corrupted = pair.clean.ids, pair.corrupted.ids
+    yield Row(clean, readout=measured.readout)
+    yield Row(corrupted, readout=measured.readout)
+    target, source = (corrupted, clean) if spec.method.mode == "denoising" else (clean, corrupted)
+    for intervention in sweep.interventions(pair, FromRun(source)):
+        yield Row(target, (intervention,), readout=measured.readout)
+
+
+def _read(measured: Measure, readings: list[Reading], sweep: Sweep, spec: PatchingSpec) -> Patched:
+    """Numbers from the readings, which come in the order of `_rows`."""
+    clean, corrupted, *cells = [measured.value(reading) for reading in readings]
+    unpatched = corrupted if spec.method.mode == "denoising" else clean
+    return Patched(clean, corrupted, np.array(cells).reshape(sweep.shape) - unpatched)
+
+
+def _reported(pair: TokenizedPair, numbers: Patched, sweep: Sweep, spec: PatchingSpec) -> PatchedPair:
+    return PatchedPair(
+        tokens=PairTokens(clean=pair.clean, corrupted=pair.corrupted),
+        differing_positions=pair.differing,
+        baselines=Baselines(clean=numbers.clean, corrupted=numbers.corrupted),
+        effects=InlineTensor.of(numbers.effects, sweep.dims) if spec.per_pair else None,
+    )
+
+
+def _index(position: int | str, pair: TokenizedPair) -> int:
+    return pair.positions[position] if isinstance(position, str) else position % len(pair.clean.ids)

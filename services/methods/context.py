@@ -1,0 +1,79 @@
+"""What a method works with: one job's inputs, the model, the engine, and the words for provenance and cost."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+from services.catalogue.tokenizer import Tokenizer
+from services.contracts.inputs import Inputs
+from services.contracts.result import Provenance, SaeProvenance, Usage, Versions
+from services.contracts.sae import SaeFacts
+from services.engine.engine import Engine
+from services.engine.outcome import Execution, Outcome
+from services.engine.row import Row
+from services.engine.ticket import JobTicket
+from services.engine.weights import Weights
+from services.models.load import LoadedModel
+from services.saes.sae import Sae
+
+VERSIONS = ("lensd", "torch", "transformers", "transformer-lens")
+
+
+@dataclass(frozen=True)
+class SaeInUse:
+    """An SAE in memory and what the catalogue says of it."""
+
+    sae: Sae
+    facts: SaeFacts
+
+
+@dataclass
+class MethodContext:
+    """One job at work. `run` is a method's only way to the model."""
+
+    model: LoadedModel
+    engine: Engine
+    ticket: JobTicket
+    inputs: Inputs
+    tokenizer: Tokenizer
+    sae: SaeInUse | None = None
+    started: float = field(default_factory=time.monotonic)
+    warnings: list[str] = field(default_factory=list)
+    _execution: Execution = "branched"
+
+    def run(self, rows: Sequence[Row]) -> list[Outcome]:
+        """Run all rows and wait; raises what the first failing row raised, JobCancelled when the job was cancelled."""
+        outcomes = self.engine.run(self.model, rows, job=self.ticket)
+        if any(outcome.execution == "whole" for outcome in outcomes):
+            self._execution = "whole"
+        return outcomes
+
+    def weights(self) -> Weights:
+        return Weights(self.model)
+
+    def provenance(self, method: str, method_version: str) -> Provenance:
+        """Where this job's numbers come from; call it after the last row has run."""
+        facts = self.model.facts
+        sae = SaeProvenance(id=self.sae.facts.id, sha256=self.sae.facts.sha256) if self.sae else None
+        return Provenance(
+            model=facts.id,
+            revision=facts.revision,
+            weights_sha256=facts.weights_sha256,
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            device=str(self.model.device),
+            tokenizer_sha256=facts.tokenizer_sha256,
+            bos=self.inputs.bos,
+            sae=sae,
+            method=method,
+            method_version=method_version,
+            execution=self._execution,
+            versions=Versions(**{name.replace("-", "_"): version(name) for name in VERSIONS}),
+        )
+
+    def usage(self) -> Usage:
+        return Usage(
+            engine_tokens=self.ticket.engine_tokens,
+            engine_seconds=round(self.ticket.engine_seconds, 6),
+            seconds=round(time.monotonic() - self.started, 6),
+        )

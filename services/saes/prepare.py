@@ -1,0 +1,73 @@
+"""From the operator's SAE folder to a folder of the store, with the facts that the gateway reads."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import torch
+
+from services.catalogue.catalogue import FACTS, sae_folder
+from services.catalogue.operator import CatalogueError, SaeEntry, resolve_inside
+from services.catalogue.store import preparing
+from services.contracts.errors import LensdError
+from services.contracts.sae import SaeFacts
+from services.contracts.site import SiteName
+from services.saes.bundle import load_sae
+from services.saes.config import CONFIG_FILE, EXTRAS_FILE, WEIGHTS_FILE
+from services.saes.sae import Sae
+
+CARD_FILE = "card.json"
+
+_HOOK = re.compile(r"blocks\.(\d+)\.(?:(hook_out)|hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out))")
+
+
+def prepare_sae(entry: SaeEntry, root: Path, home: Path) -> SaeFacts:
+    """Put the SAE that `entry` describes into the store under `home`, and return its facts.
+
+    Raises:
+        CatalogueError: the folder is missing, leaves its root, or is not an SAE that lensd reads.
+    """
+    source = resolve_inside(root, entry.path)
+    with preparing(sae_folder(home, entry.id), entry) as partial:
+        for name in (CONFIG_FILE, WEIGHTS_FILE, EXTRAS_FILE, CARD_FILE):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, partial / name)
+        try:
+            sae = load_sae(partial, torch.device("cpu"), torch.float32, expected_sha256=entry.sha256)
+        except LensdError as error:
+            raise CatalogueError(f"{entry.id}: {error.message}") from error
+        facts = _facts(entry, sae, partial)
+        (partial / FACTS).write_text(facts.model_dump_json(indent=2), encoding="utf-8")
+    return facts
+
+
+def _facts(entry: SaeEntry, sae: Sae, folder: Path) -> SaeFacts:
+    site, layer = _site(entry, sae.hook_name)
+    card = folder / CARD_FILE
+    return SaeFacts.model_validate(
+        {
+            "id": entry.id,
+            "model": entry.model,
+            "architecture": sae.architecture,
+            "site": site,
+            "layer": layer,
+            "d_model": sae.d_model,
+            "features": sae.d_sae,
+            "k": sae.k,
+            "bos": sae.prepend_bos,
+            "norm_threshold": sae.norm_threshold,
+            "sha256": sae.sha256,
+            "license": entry.license,
+            "card": json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {},
+        }
+    )
+
+
+def _site(entry: SaeEntry, hook_name: str) -> tuple[SiteName, int]:
+    match = _HOOK.fullmatch(hook_name)
+    if match is None:
+        raise CatalogueError(
+            f"{entry.id} reads {hook_name}: lensd reads SAEs of the residual stream, attn_out and mlp_out"
+        )
+    return (SiteName.RESID_POST if match[2] else SiteName(match[3])), int(match[1])
