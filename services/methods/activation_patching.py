@@ -4,7 +4,7 @@
 1. read the metric on the clean and on the corrupted run;
 2. denoising patches clean activations into the corrupted run, noising corrupted ones into the clean run;
 3. one row per cell of the sweep sets one site's activation to the other run's, and reads the metric;
-4. effect = m(patched) − m(unpatched); normalized = effect / (m(other) − m(unpatched)), over many pairs a ratio of means.
+4. effect = m(patched) − m(unpatched); normalized = effect / (m(other) − m(unpatched)), over many pairs of means.
 
 `resid_pre`, `attn_out`, `mlp_out` are swept over [layer, position]; `z` over [layer, head] with every position patched
 at once, or over [layer, head, position] when positions are given.
