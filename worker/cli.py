@@ -1,6 +1,6 @@
 """`lensd-worker`: the operator's commands that need the model libraries.
 
-    lensd-worker prepare [ID ...]     put the catalogue's models and SAEs into the store; what is there already is left
+lensd-worker prepare [ID ...]     put the catalogue's models and SAEs into the store; what is there already is left
 """
 
 import argparse
@@ -41,7 +41,8 @@ def _prepare(ids: Sequence[str], settings: WorkerSettings) -> None:
     ]
     if not models and not saes:
         return
-    os.environ["HF_HUB_OFFLINE"] = "1"  # read by the libraries below when they are imported
+    # Read by the libraries below when they are imported.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     # The libraries take seconds to import: only when there is something to do.
     from services.models.prepare import prepare_model  # noqa: PLC0415
     from services.saes.prepare import prepare_sae  # noqa: PLC0415
@@ -63,3 +64,7 @@ def _refuse_unknown(ids: Sequence[str], catalogue: OperatorCatalogue) -> None:
     unknown = sorted(set(ids) - known)
     if unknown:
         raise CatalogueError(f"the catalogue has no {', '.join(unknown)}: it lists {', '.join(sorted(known))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""`make demo`: start the stack, post one job of each kind as any client would, show the results, stop everything.
+
+From the moment the stack is up this is an HTTP client with an API key like every other.
+"""
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from deploy.local.errors import LaunchError
+from deploy.local.logs import StreamLog
+from deploy.local.settings import LocalSettings
+from deploy.local.show import show_attribution, show_features, show_patching
+from deploy.local.signals import ended_by_signals
+from deploy.local.stack import Stack
+
+CLEAN = "When John and Mary went to the shops, John gave the bag to"
+CORRUPTED = "When John and Mary went to the shops, Mary gave the bag to"
+MODEL = "smollm2-135m"
+SAE = "smollm2-135m-l15-resid-post"
+
+PATCHING = {
+    "kind": "patching",
+    "model": MODEL,
+    "method": {"type": "activation_patching", "site": "resid_pre", "mode": "denoising"},
+    "pairs": [{"clean": CLEAN, "corrupted": CORRUPTED, "answer": " Mary", "foil": " John"}],
+    "metric": {"type": "logit_diff"},
+}
+ATTRIBUTION = {
+    "kind": "attribution",
+    "model": MODEL,
+    "method": {"type": "direct_logit_attribution"},
+    "examples": [{"prompt": CLEAN, "answer": " Mary", "foil": " John"}],
+    "metric": {"type": "logit_diff"},
+}
+FEATURES = {
+    "kind": "features",
+    "model": MODEL,
+    "sae": SAE,
+    "prompts": ["The Eiffel Tower is in Paris"],
+    "top_k": 10,
+}
+KEY_LIFETIME = timedelta(hours=1)
+
+
+def run(settings: LocalSettings) -> int:
+    """The whole demonstration; the exit code. Raises LaunchError when the stack cannot run."""
+    console = Console(highlight=False)
+    log = StreamLog(console.file)
+    try:
+        with ended_by_signals(), Stack(settings, log) as stack:
+            key = stack.issue_key("demo", KEY_LIFETIME)
+            with _client(settings, key) as client:
+                _show_all(console, client)
+            console.print(f"\n[bold]While `make up` runs[/], the interactive API page is at {settings.base_url}/docs")
+            console.print("stopping everything")
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        return 130
+    return 0
+
+
+def _show_all(console: Console, client: httpx.Client) -> None:
+    console.rule("[bold]Activation patching[/]: where in the model is it decided who gets the bag?", align="left")
+    console.print(f"  clean      {CLEAN!r} → ' Mary'\n  corrupted  {CORRUPTED!r} → ' John'")
+    show_patching(console, _run_job(console, client, PATCHING))
+    console.print()
+    console.rule("[bold]Direct logit attribution[/]: which parts write ' Mary' over ' John'?", align="left")
+    show_attribution(console, _run_job(console, client, ATTRIBUTION))
+    console.print()
+    console.rule("[bold]SAE features[/]: what does layer 15 hold while it reads?", align="left")
+    show_features(console, _run_job(console, client, FEATURES))
+
+
+def _client(settings: LocalSettings, key: str) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.Client(
+        base_url=settings.base_url, headers=headers, timeout=httpx.Timeout(30, read=120), trust_env=False
+    )
+
+
+def _run_job(console: Console, client: httpx.Client, spec: dict[str, Any]) -> dict[str, Any]:
+    """Post a job, follow its events, and return its result. Raises LaunchError when it does not succeed."""
+    posted = client.post("/v1/jobs", json=spec)
+    if posted.is_error:
+        raise LaunchError(f"the job was refused: {posted.text}")
+    location = posted.headers["Location"]
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} rows"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("queued", total=None)
+        for job in _events(client, location):
+            planned = job["progress"]["planned"]
+            progress.update(bar, description=job["status"], completed=job["progress"]["done"], total=planned or None)
+    finished = client.get(location).json()
+    if finished["status"] != "succeeded":
+        raise LaunchError(f"the job {finished['status']}: {finished['error']}")
+    usage = finished["result"]["usage"]
+    console.print(
+        f"  {finished['id']}: {usage['seconds']:.2f} s, {usage['engine_tokens']} tokens through the model, "
+        f"{finished['result']['provenance']['execution']} execution\n"
+    )
+    result: dict[str, Any] = finished["result"]
+    return result
+
+
+def _events(client: httpx.Client, location: str) -> Iterator[dict[str, Any]]:
+    """The job's states as server-sent events carry them."""
+    with client.stream("GET", f"{location}/events") as response:
+        if response.is_error:
+            raise LaunchError(f"the job's events answer {response.status_code}")
+        for line in response.iter_lines():
+            if line.startswith("data:"):
+                yield json.loads(line.removeprefix("data:"))
