@@ -1,0 +1,128 @@
+"""An SAE's folder on disk, in SAELens' format: loading without SAELens, and saving so that SAELens loads it exactly."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from services.saes.config import (
+    CONFIG_FILE,
+    EXTRAS_FILE,
+    WEIGHTS_FILE,
+    SaeConfig,
+    check_header,
+    read_config,
+    sha256_of,
+)
+from services.saes.errors import InvalidBundle, SaeMismatch
+from services.saes.sae import Activation, Relu, Sae, TopK
+
+SAELENS_FORMAT = "6.54.12"
+
+
+def _topk(config: SaeConfig) -> Activation:
+    assert config.k is not None
+    return TopK(config.k)
+
+
+ACTIVATIONS: dict[str, Callable[[SaeConfig], Activation]] = {"topk": _topk, "standard": lambda config: Relu()}
+"""A new architecture joins here and in `SaeConfig`: its name, and the shapes of its own tensors if it has any."""
+
+
+def load_sae(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    expected_sha256: str | None = None,
+    d_model: int | None = None,
+) -> Sae:
+    """Loads an SAE; `expected_sha256` is that of its weights file, `d_model` the width of the model it is meant for.
+
+    Raises InvalidBundle for files that are missing, damaged, tampered with or unsupported, SaeMismatch when the widths
+    differ.
+    """
+    config = read_config(folder)
+    if d_model is not None and config.d_in != d_model:
+        raise SaeMismatch(f"SAE {folder.name} reads {config.d_in} dimensions, the model has {d_model}")
+    path = folder / WEIGHTS_FILE
+    check_header(path, config.shapes())
+    sha256 = sha256_of(path)
+    if expected_sha256 is not None and sha256 != expected_sha256:
+        raise InvalidBundle(f"{folder.name}/{WEIGHTS_FILE} has sha256 {sha256}, expected {expected_sha256}")
+    weights = _finite(path, device, dtype)
+    if config.rescale_acts_by_decoder_norm:
+        _fold_decoder_norms(weights)
+    return Sae(
+        **weights,
+        activation=ACTIVATIONS[config.architecture](config),
+        apply_b_dec_to_input=config.apply_b_dec_to_input,
+        hook_name=config.metadata.hook_name,
+        model_id=config.metadata.lensd.model_id,
+        prepend_bos=config.metadata.prepend_bos,
+        norm_threshold=config.metadata.lensd.norm_threshold,
+        mean_activation=_mean_activation(folder, config, device, dtype),
+        sha256=sha256,
+    )
+
+
+def _finite(path: Path, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(path, device=str(device)).items()}
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise InvalidBundle(f"{path.parent.name}/{path.name}: {name} holds NaN or infinite values as {dtype}")
+    return tensors
+
+
+def _fold_decoder_norms(weights: dict[str, Tensor]) -> None:
+    """Makes decoder rows unit vectors; the same SAE as one that scales its activations by their norms."""
+    norms = weights["W_dec"].norm(dim=-1)
+    weights["W_enc"] = weights["W_enc"] * norms
+    weights["b_enc"] = weights["b_enc"] * norms
+    weights["W_dec"] = weights["W_dec"] / norms[:, None]
+
+
+def _mean_activation(folder: Path, config: SaeConfig, device: torch.device | str, dtype: torch.dtype) -> Tensor | None:
+    path = folder / EXTRAS_FILE
+    if not path.exists():
+        return None
+    check_header(path, {"mean_activation": (config.d_in,)})
+    return _finite(path, device, dtype)["mean_activation"]
+
+
+def save_sae(sae: Sae, folder: Path, *, model_name: str, context: int, dtype: torch.dtype = torch.float16) -> None:
+    """Writes the folder. Weights are stored as `dtype` and computed with in float32, by SAELens too.
+
+    `model_name` is the model's Hugging Face name, `context` the length of the rows it was trained on; both for SAELens.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: getattr(sae, name).to(dtype).contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    save_file(weights, folder / WEIGHTS_FILE)
+    if sae.mean_activation is not None:
+        save_file({"mean_activation": sae.mean_activation.float()}, folder / EXTRAS_FILE)
+    metadata = {
+        "sae_lens_version": SAELENS_FORMAT,
+        "sae_lens_training_version": None,
+        "model_name": model_name,
+        "hook_name": sae.hook_name,
+        "hook_head_index": None,
+        "prepend_bos": sae.prepend_bos,
+        "context_size": context,
+        "lensd": {"model_id": sae.model_id, "norm_threshold": sae.norm_threshold},
+    }
+    config = {
+        "architecture": sae.architecture,
+        "d_in": sae.d_model,
+        "d_sae": sae.d_sae,
+        **({} if sae.k is None else {"k": sae.k, "rescale_acts_by_decoder_norm": False}),
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": sae.apply_b_dec_to_input,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": metadata,
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,63 @@
+"""The training activations, computed once and cached in float16 on disk; a run that was cut short goes on."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from services.saes.recipe.corpus import Tokens
+from services.saes.recipe.language_model import SplitModel
+from services.saes.recipe.settings import Recipe
+
+
+@dataclass(frozen=True)
+class Activations:
+    """`values` [token, d_model] float16 on disk, `kept` the indices within the norm threshold, `mean` over those."""
+
+    values: NDArray[np.float16]
+    kept: NDArray[np.int64]
+    norm_threshold: float
+    median_norm: float
+    mean: NDArray[np.float32]
+
+
+def cache_activations(recipe: Recipe, model: SplitModel, tokens: Tokens, work_dir: Path) -> Activations:
+    """Runs the model's lower layers over every row, in bfloat16 matmuls around a float32 residual stream."""
+    rows, context = tokens.shape
+    done_path = work_dir / "activations.json"
+    done = json.loads(done_path.read_text())["rows"] if done_path.exists() else 0
+    values = np.memmap(
+        work_dir / "activations.f16",
+        dtype=np.float16,
+        mode="r+" if done else "w+",
+        shape=(rows, context, model.d_model),
+    )
+    started, first = time.monotonic(), done
+    while done < rows:
+        batch = torch.from_numpy(tokens[done : done + recipe.forward_rows]).long()
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = model.activations(batch)
+        values[done : done + len(batch)] = hidden.to(torch.float16).numpy()
+        done += len(batch)
+        if done % (recipe.forward_rows * 20) == 0 or done >= rows:
+            values.flush()
+            done_path.write_text(json.dumps({"rows": done}))
+            speed = (done - first) * context / (time.monotonic() - started)
+            print(f"activations: {done}/{rows} rows, {speed:.0f} tokens/s", flush=True)
+    return _within_norm(recipe, values.reshape(rows * context, model.d_model))
+
+
+def _within_norm(recipe: Recipe, values: NDArray[np.float16]) -> Activations:
+    chunks = range(0, len(values), 65536)
+    norms = np.concatenate([np.linalg.norm(values[i : i + 65536].astype(np.float32), axis=1) for i in chunks])
+    median = float(np.median(norms))
+    threshold = recipe.norm_factor * median
+    kept = np.flatnonzero(norms <= threshold)
+    total = np.zeros(values.shape[1], dtype=np.float64)
+    for i in range(0, len(kept), 65536):
+        total += values[kept[i : i + 65536]].sum(axis=0, dtype=np.float64)
+    return Activations(values, kept, threshold, median, (total / len(kept)).astype(np.float32))

@@ -1,0 +1,148 @@
+"""A sparse autoencoder in memory, and its arithmetic.
+
+    pre      = (x − b_dec) W_enc + b_enc        (b_dec subtracted only where the SAE was trained so)
+    features = activation(pre)                  TopK: the k largest, then ReLU; standard: ReLU
+    x̂        = features W_dec + b_dec
+
+As in SAELens, whose `encode` and `decode` these reproduce. Tensors are [token, …]: callers flatten rows and positions.
+Tokens whose norm exceeds `norm_threshold` are not what the SAE was trained on; `within_norm` says which to leave alone.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class Activation(Protocol):
+    """What turns pre-activations into features; one per architecture."""
+
+    @property
+    def architecture(self) -> str:
+        """SAELens' name of the architecture."""
+        ...
+
+    def features(self, pre: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
+        """Every feature's activation, mostly zeros."""
+        ...
+
+    def top(
+        self, pre: Float[Tensor, "token d_sae"], count: int
+    ) -> tuple[Float[Tensor, "token count"], Int[Tensor, "token count"]]:
+        """The `count` largest activations of each token, descending, and their indices; zeros do not fire."""
+        ...
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Keeps the k largest pre-activations of a token, then ReLU (Gao et al. 2024, arXiv:2406.04093)."""
+
+    k: int
+    architecture: str = "topk"
+
+    def features(self, pre: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
+        values, indices = pre.topk(self.k, dim=-1, sorted=False)
+        return torch.zeros_like(pre).scatter_(-1, indices, values.relu())
+
+    def top(
+        self, pre: Float[Tensor, "token d_sae"], count: int
+    ) -> tuple[Float[Tensor, "token count"], Int[Tensor, "token count"]]:
+        values, indices = pre.topk(count, dim=-1)
+        values = values.relu()
+        values[:, self.k :] = 0.0
+        return values, indices
+
+
+@dataclass(frozen=True)
+class Relu:
+    """The standard SAE's activation."""
+
+    architecture: str = "standard"
+
+    def features(self, pre: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
+        return pre.relu()
+
+    def top(
+        self, pre: Float[Tensor, "token d_sae"], count: int
+    ) -> tuple[Float[Tensor, "token count"], Int[Tensor, "token count"]]:
+        values, indices = pre.topk(count, dim=-1)
+        return values.relu(), indices
+
+
+@dataclass(frozen=True, eq=False)
+class Sae:
+    """Weights and conventions of one SAE. `sha256` is that of its weights file, empty for one made in memory.
+
+    `prepend_bos`: whether it was trained on rows that begin with BOS; None if unknown. `mean_activation`, over its
+    training tokens within the threshold, is what explained variance and mean ablation are measured against.
+    """
+
+    W_enc: Float[Tensor, "d_model d_sae"]
+    b_enc: Float[Tensor, " d_sae"]
+    W_dec: Float[Tensor, "d_sae d_model"]
+    b_dec: Float[Tensor, " d_model"]
+    activation: Activation
+    apply_b_dec_to_input: bool
+    hook_name: str
+    model_id: str | None = None
+    prepend_bos: bool | None = None
+    norm_threshold: float | None = None
+    mean_activation: Float[Tensor, " d_model"] | None = None
+    sha256: str = ""
+
+    @property
+    def d_model(self) -> int:
+        return self.W_enc.shape[0]
+
+    @property
+    def d_sae(self) -> int:
+        return self.W_enc.shape[1]
+
+    @property
+    def k(self) -> int | None:
+        """Features kept per token, for TopK."""
+        return self.activation.k if isinstance(self.activation, TopK) else None
+
+    @property
+    def architecture(self) -> str:
+        return self.activation.architecture
+
+    @property
+    def layer(self) -> int:
+        """The layer whose hook point it reads."""
+        return int(self.hook_name.split(".")[1])
+
+    def encode(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_sae"]:
+        """Feature activations, in the SAE's dtype."""
+        return self.activation.features(self._pre_activations(x))
+
+    def encode_top(
+        self, x: Float[Tensor, "token d_model"], count: int
+    ) -> tuple[Float[Tensor, "token count"], Int[Tensor, "token count"]]:
+        """(values, indices) of the `count` largest features per token, descending. A value of zero does not fire."""
+        return self.activation.top(self._pre_activations(x), min(count, self.d_sae))
+
+    def decode(self, features: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_model"]:
+        """The reconstruction x̂."""
+        return features @ self.W_dec + self.b_dec
+
+    def within_norm(self, x: Float[Tensor, "token d_model"]) -> Bool[Tensor, " token"]:
+        """Which tokens the SAE may be used on; all of them when no threshold is stored."""
+        if self.norm_threshold is None:
+            return torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
+        norms: Tensor = x.float().norm(dim=-1)
+        return norms <= self.norm_threshold
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
+        """The same SAE elsewhere or in another precision."""
+        weights = {name: getattr(self, name).to(device, dtype) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        mean = None if self.mean_activation is None else self.mean_activation.to(device, dtype)
+        return replace(self, mean_activation=mean, **weights)
+
+    def _pre_activations(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_sae"]:
+        x = x.to(self.W_enc.dtype)
+        if self.apply_b_dec_to_input:
+            x = x - self.b_dec
+        return x @ self.W_enc + self.b_enc
