@@ -25,6 +25,13 @@ class JobFilter:
     kind: str | None = None
     label: str | None = None
 
+    def admits(self, job: JobRecord) -> bool:
+        return (
+            (self.status is None or self.status == job.status)
+            and (self.kind is None or self.kind == job.kind)
+            and (self.label is None or self.label == job.label)
+        )
+
 
 @dataclass(frozen=True)
 class Page:
@@ -42,7 +49,8 @@ class Reaped:
     """What one round of the reaper did, and what is left to do for the process whose turn it was."""
 
     handed_back: tuple[str, ...] = ()
-    failed: tuple[str, ...] = ()
+    ended: tuple[str, ...] = ()
+    """Jobs that got no further: failed, or cancelled where that had been asked for."""
     forgotten: tuple[str, ...] = ()
     """Jobs past their retention: their blobs are to be deleted."""
     unclaimed: Mapping[str, int] = field(default_factory=dict)
@@ -127,8 +135,9 @@ class JobEvents(Protocol):
     def watch(self, job_id: str, after: str | None = None) -> AsyncGenerator[JobEvent, None]:
         """The job's events, ending with the terminal one; close the generator to leave earlier.
 
-        Starts with a snapshot; with `after`, the id of the last event seen, with those after it that are still kept.
-        Outages of the store are ridden out in silence once it has begun. Raises NotFound(JOB_NOT_FOUND).
+        Starts with a snapshot; with `after`, the id of the last event seen, with those after it that are still kept
+        (none, and ends at once, after the terminal one). Outages of the store are ridden out in silence once it has
+        begun; it ends without a terminal event if the job is lost in one. Raises NotFound(JOB_NOT_FOUND).
         """
 
 

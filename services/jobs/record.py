@@ -1,23 +1,14 @@
 """The job record: the truth about a job, and what its life hands around."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
 from services.contracts.base import Contract
+from services.contracts.errors import ErrorCode
 from services.contracts.inputs import Inputs
 from services.contracts.job import JobError, JobProgress, JobSpec, JobStatus, JobSummary
-
-
-class NewJob(Contract):
-    """A job that has been validated, tokenised and admitted, before it is stored."""
-
-    id: str
-    owner: str
-    pool: str
-    spec: JobSpec
-    inputs: Inputs
 
 
 class StoredResult(Contract):
@@ -61,6 +52,34 @@ class JobRecord(Contract):
         return JobSummary(**{name: getattr(self, name) for name in JobSummary.model_fields})
 
 
+class NewJob(Contract):
+    """A job that has been validated, tokenised and admitted, before it is stored."""
+
+    id: str
+    owner: str
+    pool: str
+    spec: JobSpec
+    inputs: Inputs
+
+    def queued(self, created_at: datetime) -> JobRecord:
+        """The job's first record."""
+        spec = self.spec
+        return JobRecord(
+            id=self.id,
+            owner=self.owner,
+            pool=self.pool,
+            kind=spec.kind,
+            model=spec.model,
+            label=spec.label,
+            metadata=spec.metadata,
+            priority=spec.priority,
+            status=JobStatus.QUEUED,
+            created_at=created_at,
+            deadline_at=None if spec.deadline_s is None else created_at + timedelta(seconds=spec.deadline_s),
+            version=1,
+        )
+
+
 @dataclass(frozen=True)
 class Idempotency:
     """A client's `Idempotency-Key` and the digest of the normalised request that came with it."""
@@ -96,7 +115,7 @@ class Beat:
     """What a heartbeat learns of one claim.
 
     Not `held`: the job is another's or ended, drop the work without a word. `stop`: end it with `Cancelled`, or with
-    `Failed(DEADLINE_EXCEEDED)`.
+    `Failed(DEADLINE_EXCEEDED)`, the error below.
     """
 
     held: bool
@@ -119,6 +138,14 @@ class Cancelled:
 
 
 Ending = Succeeded | Failed | Cancelled
+
+DEADLINE_EXCEEDED = JobError(
+    code=ErrorCode.DEADLINE_EXCEEDED,
+    message="the job's deadline passed before it was done: give it longer `deadline_s`",
+)
+WORKER_LOST = JobError(
+    code=ErrorCode.WORKER_LOST, message="the worker died again and again while it ran this job: make the job smaller"
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,11 @@
+#!lua flags=allow-oom
+-- Ends a job if the claim holds; says yes again to the same worker's repeated call.
+-- ARGV: policy, job, worker, attempt, status, then for failed: 'error', JSON; for succeeded: 'result', JSON
+-- Returns whether the job has ended thus
+
+local _, id, worker, attempt, status = unpack(ARGV)
+local ended, holder, latest = fields(id, 'status', 'worker', 'attempt')
+if ended == status and holder == worker and latest == attempt then return true end
+if not holds(id, worker, attempt) then return false end
+finish(id, status, unpack(ARGV, 6))
+return true

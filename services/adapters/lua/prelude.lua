@@ -1,0 +1,117 @@
+-- What the scripts of the life of a job share; put before each of them by services/adapters/lua_scripts.py.
+--
+-- All times are microseconds of the server's clock. The scripts take no KEYS: every key follows from ids (there is one
+-- primary, never a cluster). ARGV[1] is always the policy as JSON.
+--
+--   lensd:job:<id>                           hash: the record
+--   lensd:events:<id>                        stream: the job's latest events, ids its version
+--   lensd:events                             stream: the latest events of all jobs
+--   lensd:owner:<owner>                      sorted set: the owner's jobs by creation
+--   lensd:idempotency:<owner>:<key digest>   string: "<job> <request digest>"
+--   lensd:pools                              set: pools that ever had a job
+--   lensd:queued:<pool>                      sorted set: queued jobs by the time since when they wait
+--   lensd:turns:<pool>:<priority>            list: owners with queued jobs, in turn
+--   lensd:line:<pool>:<priority>:<owner>     sorted set: the owner's queued jobs by creation
+--   lensd:leases, :deadlines, :expiries      sorted sets: jobs by the time of each
+--   lensd:executing:<worker>                 string: " <job>:<attempt> <job>:<attempt> " of the chunk it runs
+--   lensd:reaper                             hash: last round, last sweep, end of the reprieve after an outage
+
+local clock = redis.call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+local policy = cjson.decode(ARGV[1])
+
+local EVENT_FIELDS = {'status', 'attempt', 'done', 'planned', 'started_at', 'finished_at', 'expires_at', 'error'}
+
+-- Lua's own conversion would round a number as long as a time.
+local function digits(number) return string.format('%.0f', number) end
+
+local function fields(id, ...) return unpack(redis.call('HMGET', 'lensd:job:' .. id, ...)) end
+
+local function set(id, ...) redis.call('HSET', 'lensd:job:' .. id, ...) end
+
+local function passed(time) return time and tonumber(time) <= now end
+
+local function announce(id)
+  local version = redis.call('HINCRBY', 'lensd:job:' .. id, 'version', 1)
+  local values = redis.call('HMGET', 'lensd:job:' .. id, unpack(EVENT_FIELDS))
+  local event = {}
+  for i, field in ipairs(EVENT_FIELDS) do
+    if values[i] then
+      event[#event + 1] = field
+      event[#event + 1] = values[i]
+    end
+  end
+  redis.call('XADD', 'lensd:events:' .. id, 'MAXLEN', policy.kept_events, version, unpack(event))
+  redis.call('XADD', 'lensd:events', 'MAXLEN', '~', policy.kept_shared_events, '*', 'job', id, 'version', version, unpack(event))
+end
+
+local function enqueue(id, since)
+  local owner, pool, priority, created = fields(id, 'owner', 'pool', 'priority', 'created_at')
+  local group = pool .. ':' .. priority
+  local line = 'lensd:line:' .. group .. ':' .. owner
+  if redis.call('EXISTS', line) == 0 then redis.call('RPUSH', 'lensd:turns:' .. group, owner) end
+  redis.call('ZADD', line, created, id)
+  redis.call('ZADD', 'lensd:queued:' .. pool, digits(since), id)
+  set(id, 'status', 'queued')
+end
+
+local function dequeue(id)
+  local owner, pool, priority = fields(id, 'owner', 'pool', 'priority')
+  local group = pool .. ':' .. priority
+  local line = 'lensd:line:' .. group .. ':' .. owner
+  redis.call('ZREM', 'lensd:queued:' .. pool, id)
+  if redis.call('ZREM', line, id) == 1 and redis.call('EXISTS', line) == 0 then
+    redis.call('LREM', 'lensd:turns:' .. group, 0, owner)
+  end
+end
+
+-- What the job computes on is of no more use, and often the largest part of the record.
+local function finish(id, status, ...)
+  local expires = digits(now + policy.retention)
+  dequeue(id)
+  set(id, 'status', status, 'finished_at', digits(now), 'expires_at', expires, ...)
+  redis.call('HDEL', 'lensd:job:' .. id, 'spec', 'inputs', 'suspected')
+  redis.call('ZREM', 'lensd:leases', id)
+  redis.call('ZREM', 'lensd:deadlines', id)
+  redis.call('ZADD', 'lensd:expiries', expires, id)
+  announce(id)
+end
+
+-- A claim holds until the job ends, is released, or is claimed by another: a job that was handed back in the worker's
+-- absence and that nobody has claimed yet becomes the worker's again.
+local function holds(id, worker, attempt)
+  local status, holder, latest = fields(id, 'status', 'worker', 'attempt')
+  if holder ~= worker or latest ~= attempt or (status ~= 'running' and status ~= 'queued') then return false end
+  redis.call('ZADD', 'lensd:leases', digits(now + policy.lease), id)
+  if status == 'queued' then
+    dequeue(id)
+    redis.call('HDEL', 'lensd:job:' .. id, 'suspected')
+    set(id, 'status', 'running')
+    announce(id)
+  end
+  return true
+end
+
+-- Puts a running job back in line, unless it is to go no further. Returns whether it is queued.
+local function hand_back(id)
+  local cancel, deadline = fields(id, 'cancel_requested', 'deadline_at')
+  if cancel then
+    finish(id, 'cancelled')
+  elseif passed(deadline) then
+    finish(id, 'failed', 'error', policy.deadline_exceeded)
+  else
+    redis.call('ZREM', 'lensd:leases', id)
+    enqueue(id, 0)
+    announce(id)
+    return true
+  end
+  return false
+end
+
+local function forget(id)
+  redis.call('ZREM', 'lensd:expiries', id)
+  local owner, idempotency = fields(id, 'owner', 'idempotency')
+  if owner then redis.call('ZREM', 'lensd:owner:' .. owner, id) end
+  if idempotency then redis.call('DEL', idempotency) end
+  redis.call('DEL', 'lensd:job:' .. id, 'lensd:events:' .. id)
+end

@@ -1,0 +1,36 @@
+"""The Lua scripts beside this file, each run as one atomic step on the server."""
+
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from redis import Redis
+from redis.commands.core import Script
+
+from services.adapters.redis_client import store_errors
+
+Argument = str | bytes | int | float
+
+
+class LuaScripts:
+    """Runs scripts by name; their headers say what they take and return."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+        self._scripts: dict[str, Script] = {}
+
+    def run(self, name: str, *arguments: Argument) -> Any:
+        """Raises Unavailable(STORE_UNAVAILABLE)."""
+        script = self._scripts.get(name)
+        if script is None:
+            script = self._scripts[name] = self._client.register_script(_source(name))
+        with store_errors():
+            return script(args=arguments)
+
+
+@cache
+def _source(name: str) -> str:
+    """The script with the prelude after its shebang line, which must come first."""
+    lua = resources.files("services.adapters") / "lua"
+    shebang, _, body = (lua / f"{name}.lua").read_text().partition("\n")
+    return f"{shebang}\n{(lua / 'prelude.lua').read_text()}\n{body}"

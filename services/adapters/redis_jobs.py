@@ -1,0 +1,251 @@
+"""The job store in Redis or Valkey: every transition one Lua script on the server's own clock."""
+
+import base64
+import hashlib
+import logging
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import cast
+
+from redis import Redis
+
+from services.adapters.lua_scripts import LuaScripts
+from services.adapters.redis_client import store_errors
+from services.adapters.redis_records import (
+    RECORD_FIELDS,
+    SUMMARY_FIELDS,
+    Hash,
+    claim_of,
+    flat_hash,
+    hash_of,
+    head_of,
+    microseconds,
+    moment,
+    policy_argument,
+    record_of,
+)
+from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
+from services.contracts.job import JobError, JobProgress, JobStatus, JobSummary
+from services.jobs.policy import JobPolicy
+from services.jobs.ports import JobFilter, Page, Reaped
+from services.jobs.record import (
+    Beat,
+    Cancelled,
+    Claim,
+    Ending,
+    Failed,
+    Idempotency,
+    JobRecord,
+    NewJob,
+    Stop,
+    Succeeded,
+)
+
+_log = logging.getLogger(__name__)
+
+EXECUTING_KEPT_S = 24 * 3600
+LOOKED_AT_ONCE = 200
+LOOKED_AT_PER_PAGE = 2_000
+
+_WHY_FULL = {
+    b"queue": "too many jobs are waiting already: try again later",
+    b"memory": "the job store's memory is nearly full: try again later, or delete jobs that are no longer needed",
+}
+
+
+class RedisJobStore:
+    """Implements `services.jobs.ports.JobStore`; the keys are listed in `lua/prelude.lua`."""
+
+    def __init__(self, client: Redis, policy: JobPolicy) -> None:
+        self._client = client
+        self._scripts = LuaScripts(client)
+        self._policy = policy_argument(policy)
+
+    def create(self, job: NewJob, idempotency: Idempotency | None = None) -> JobRecord:
+        deadline_s = job.spec.deadline_s
+        answer = self._scripts.run(
+            "create",
+            self._policy,
+            job.id,
+            job.owner,
+            job.pool,
+            job.spec.priority,
+            head_of(job),
+            job.spec.model_dump_json(),
+            job.inputs.model_dump_json(),
+            "" if deadline_s is None else microseconds(deadline_s),
+            "" if idempotency is None else _reservation(job.owner, idempotency.key),
+            "" if idempotency is None else idempotency.request_sha256,
+        )
+        match answer:
+            case [b"created", created_at]:
+                return job.queued(moment(created_at))
+            case [b"replayed", job_id]:
+                record = self.get(job_id.decode())
+                # It was forgotten between two commands: so was its reservation, and the next try succeeds.
+                return self.create(job, idempotency) if record is None else record
+            case [b"conflict"]:
+                raise Conflict(
+                    ErrorCode.IDEMPOTENCY_CONFLICT,
+                    "this Idempotency-Key was used for another request: use a fresh key for a new job",
+                )
+        raise Unavailable(ErrorCode.QUEUE_FULL, _WHY_FULL[answer[1]], retry_after_s=10)
+
+    def get(self, job_id: str) -> JobRecord | None:
+        return self._read([job_id], RECORD_FIELDS)[0]
+
+    def list(self, owner: str, where: JobFilter, cursor: str | None, limit: int) -> Page:
+        at_once = limit + 1 if where == JobFilter() else LOOKED_AT_ONCE
+        before = None if cursor is None else _read_cursor(cursor)
+        found: list[tuple[int, JobSummary]] = []
+        for _ in range(0, LOOKED_AT_PER_PAGE, at_once):
+            places = self._older_than(owner, before, at_once)
+            records = self._read([job_id for job_id, _ in places], SUMMARY_FIELDS)
+            for (_, created), record in zip(places, records, strict=True):
+                if record is not None and where.admits(record):
+                    found.append((created, record.summary()))
+            if len(found) > limit:
+                return _page(found[:limit], found[limit - 1][0])
+            if len(places) < at_once:
+                return _page(found, None)
+            before = places[-1][1]
+        return _page(found, before)
+
+    def claim(self, pool: str, worker: str) -> Claim | None:
+        while (answer := self._scripts.run("claim", self._policy, pool, worker)) is not None:
+            job_id, fields = answer[0].decode(), flat_hash(answer[1])
+            try:
+                return claim_of(job_id, fields, worker)
+            except (KeyError, ValueError):
+                _log.exception("quarantined the malformed record of %s", job_id)
+                error = JobError(code=ErrorCode.INTERNAL, message="the job's record was damaged")
+                self._finish(job_id, worker, int(fields["attempt"]), Failed(error))
+        return None
+
+    def executing(self, worker: str, claims: Sequence[Claim]) -> None:
+        key = f"lensd:executing:{worker}"
+        with store_errors():
+            if claims:
+                chunk = " ".join(f"{claim.job.id}:{claim.attempt}" for claim in claims)
+                self._client.set(key, f" {chunk} ", ex=EXECUTING_KEPT_S)
+            else:
+                self._client.delete(key)
+
+    def heartbeat(self, claims: Sequence[Claim]) -> Mapping[str, Beat]:
+        arguments = [part for claim in claims for part in (claim.job.id, claim.worker, claim.attempt)]
+        beats = self._scripts.run("heartbeat", self._policy, *arguments)
+        return {claim.job.id: _beat(beat.decode()) for claim, beat in zip(claims, beats, strict=True)}
+
+    def progress(self, claim: Claim, progress: JobProgress) -> None:
+        self._scripts.run(
+            "progress", self._policy, claim.job.id, claim.worker, claim.attempt, progress.done, progress.planned
+        )
+
+    def finish(self, claim: Claim, ending: Ending) -> bool:
+        return self._finish(claim.job.id, claim.worker, claim.attempt, ending)
+
+    def _finish(self, job_id: str, worker: str, attempt: int, ending: Ending) -> bool:
+        match ending:
+            case Succeeded(result):
+                outcome: tuple[str, ...] = (JobStatus.SUCCEEDED, "result", result.model_dump_json())
+            case Failed(error):
+                outcome = (JobStatus.FAILED, "error", error.model_dump_json())
+            case Cancelled():
+                outcome = (JobStatus.CANCELLED,)
+        return bool(self._scripts.run("finish", self._policy, job_id, worker, attempt, *outcome))
+
+    def release(self, claim: Claim) -> None:
+        self._scripts.run("release", self._policy, claim.job.id, claim.worker, claim.attempt)
+
+    def cancel(self, job_id: str) -> JobRecord | None:
+        self._scripts.run("cancel", self._policy, job_id)
+        return self.get(job_id)
+
+    def delete(self, job_id: str) -> JobRecord | None:
+        answer = self._scripts.run("delete", self._policy, job_id)
+        if answer is None:
+            return None
+        if answer == b"running":
+            raise Conflict(ErrorCode.JOB_RUNNING, f"{job_id} is running: cancel it, then delete it")
+        return record_of(job_id, flat_hash(answer))
+
+    def reap(self) -> Reaped:
+        answer = self._scripts.run("reap", self._policy)
+        if answer is None:
+            return Reaped()
+        handed_back, ended, forgotten, unclaimed, sweep = answer
+        return Reaped(
+            handed_back=tuple(job_id.decode() for job_id in handed_back),
+            ended=tuple(job_id.decode() for job_id in ended),
+            forgotten=tuple(job_id.decode() for job_id in forgotten),
+            unclaimed={unclaimed[i].decode(): unclaimed[i + 1] for i in range(0, len(unclaimed), 2)},
+            sweep=bool(sweep),
+        )
+
+    def known(self, job_ids: Collection[str]) -> frozenset[str]:
+        ids = list(job_ids)
+        with store_errors():
+            pipeline = self._client.pipeline(transaction=False)
+            for job_id in ids:
+                pipeline.exists(f"lensd:job:{job_id}")
+            return frozenset(job_id for job_id, exists in zip(ids, pipeline.execute(), strict=True) if exists)
+
+    def depth(self, pool: str) -> int:
+        with store_errors():
+            return self._client.zcard(f"lensd:queued:{pool}")
+
+    def ping(self) -> None:
+        with store_errors():
+            self._client.ping()
+
+    def _read(self, job_ids: Sequence[str], fields: Sequence[str]) -> Sequence[JobRecord | None]:
+        with store_errors():
+            pipeline = self._client.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipeline.hmget(f"lensd:job:{job_id}", fields)
+            return [
+                _record_or_none(job_id, hash_of(fields, values))
+                for job_id, values in zip(job_ids, pipeline.execute(), strict=True)
+            ]
+
+    def _older_than(self, owner: str, created: int | None, count: int) -> Sequence[tuple[str, int]]:
+        """The owner's jobs created before, newest first, each with its creation."""
+        newest = "+inf" if created is None else f"({created}"
+        with store_errors():
+            answer = self._client.zrange(
+                f"lensd:owner:{owner}", newest, "-inf", desc=True, byscore=True, withscores=True, offset=0, num=count
+            )
+        return [(job_id.decode(), int(score)) for job_id, score in cast("list[tuple[bytes, float]]", answer)]
+
+
+def _page(found: Sequence[tuple[int, JobSummary]], last: int | None) -> Page:
+    cursor = None if last is None else base64.urlsafe_b64encode(b"%d" % last).decode()
+    return Page(jobs=tuple(summary for _, summary in found), cursor=cursor)
+
+
+def _read_cursor(cursor: str) -> int:
+    try:
+        created = base64.urlsafe_b64decode(cursor)
+    except ValueError:
+        created = b""
+    if not re.fullmatch(rb"[0-9]{1,20}", created):
+        raise Refused(ErrorCode.INVALID_REQUEST, "this cursor is not one that a page of jobs came with")
+    return int(created)
+
+
+def _record_or_none(job_id: str, fields: Hash) -> JobRecord | None:
+    if not fields:
+        return None
+    try:
+        return record_of(job_id, fields)
+    except (KeyError, ValueError):
+        _log.exception("the record of %s is malformed", job_id)
+        return None
+
+
+def _reservation(owner: str, key: str) -> str:
+    return f"lensd:idempotency:{owner}:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def _beat(answer: str) -> Beat:
+    return Beat(held=answer != "lost", stop=Stop(answer) if answer in list(Stop) else None)

@@ -1,0 +1,130 @@
+"""How a job record lies in a Redis hash: JSON for what never changes, one small field for each thing that does."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+from pydantic import TypeAdapter
+
+from services.contracts.inputs import Inputs
+from services.contracts.job import JobError, JobProgress, JobSpec, JobStatus
+from services.jobs.policy import JobPolicy
+from services.jobs.record import DEADLINE_EXCEEDED, WORKER_LOST, Claim, JobRecord, NewJob, StoredResult
+
+Hash = Mapping[str, bytes]
+
+RECORD_FIELDS = (
+    "owner",
+    "pool",
+    "priority",
+    "head",
+    "status",
+    "created_at",
+    "deadline_at",
+    "started_at",
+    "finished_at",
+    "expires_at",
+    "attempt",
+    "cancel_requested",
+    "done",
+    "planned",
+    "error",
+    "result",
+    "version",
+)
+"""All but what the job computes on."""
+
+SUMMARY_FIELDS = tuple(field for field in RECORD_FIELDS if field != "result")
+
+KEPT_EVENTS = 64
+KEPT_SHARED_EVENTS = 10_000
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TIMES = ("created_at", "deadline_at", "started_at", "finished_at", "expires_at")
+_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
+
+
+def microseconds(seconds: float) -> int:
+    return round(seconds * 1_000_000)
+
+
+def moment(value: bytes) -> datetime:
+    """A time of the server's clock, in microseconds."""
+    return _EPOCH + timedelta(microseconds=int(value))
+
+
+def hash_of(fields: Sequence[str], values: Iterable[bytes | None]) -> Hash:
+    """The answer to HMGET, without what is missing."""
+    return {field: value for field, value in zip(fields, values, strict=True) if value is not None}
+
+
+def flat_hash(items: Sequence[bytes]) -> Hash:
+    """The answer to HGETALL inside a script: field, value, field, value."""
+    return {items[i].decode(): items[i + 1] for i in range(0, len(items), 2)}
+
+
+def head_of(job: NewJob) -> bytes:
+    """What a summary says of a job and never changes."""
+    spec = job.spec
+    return orjson.dumps({"kind": spec.kind, "model": spec.model, "label": spec.label, "metadata": spec.metadata})
+
+
+def record_of(job_id: str, fields: Hash) -> JobRecord:
+    """Raises KeyError or ValueError on a hash that lensd did not write."""
+    return JobRecord(
+        id=job_id,
+        owner=fields["owner"].decode(),
+        pool=fields["pool"].decode(),
+        priority=fields["priority"].decode(),
+        cancel_requested="cancel_requested" in fields,
+        result=StoredResult.model_validate_json(fields["result"]) if "result" in fields else None,
+        version=int(fields["version"]),
+        **orjson.loads(fields["head"]),
+        **state_of(fields),
+    )
+
+
+def state_of(fields: Hash) -> dict[str, Any]:
+    """What changes while a job lives, by the names of JobRecord and JobSummary."""
+    return {
+        **{name: moment(fields[name]) for name in _TIMES if name in fields},
+        "status": JobStatus(fields["status"].decode()),
+        "attempt": int(fields["attempt"]),
+        "progress": JobProgress(done=int(fields.get("done", 0)), planned=int(fields.get("planned", 0))),
+        "error": JobError.model_validate_json(fields["error"]) if "error" in fields else None,
+    }
+
+
+def claim_of(job_id: str, fields: Hash, worker: str) -> Claim:
+    """Raises KeyError or ValueError on a hash that lensd did not write."""
+    return Claim(
+        job=record_of(job_id, fields),
+        spec=_SPEC.validate_json(fields["spec"]),
+        inputs=Inputs.model_validate_json(fields["inputs"]),
+        worker=worker,
+        attempt=int(fields["attempt"]),
+        alone=int(fields.get("blamed", 0)) > 0,
+    )
+
+
+def policy_argument(policy: JobPolicy) -> bytes:
+    """The policy as the scripts read it."""
+    return orjson.dumps(
+        {
+            "lease": microseconds(policy.lease_s),
+            "retention": microseconds(policy.retention_s),
+            "outage": microseconds(policy.outage_s),
+            "reap_every": microseconds(policy.reap_every_s),
+            "sweep_every": microseconds(policy.sweep_every_s),
+            "ring_after": microseconds(policy.ring_after_s),
+            "max_queued": policy.max_queued,
+            "max_memory": policy.max_memory,
+            "max_blamed": policy.max_blamed,
+            "max_unexplained": policy.max_unexplained,
+            "kept_events": KEPT_EVENTS,
+            "kept_shared_events": KEPT_SHARED_EVENTS,
+            "deadline_exceeded": DEADLINE_EXCEEDED.model_dump_json(),
+            "worker_lost": WORKER_LOST.model_dump_json(),
+        }
+    )

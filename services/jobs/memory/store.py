@@ -1,0 +1,320 @@
+"""The job store in one process, by a clock that tests may set."""
+
+import base64
+import itertools
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
+from services.contracts.job import JobProgress, JobStatus
+from services.jobs.memory.rounds import Rounds
+from services.jobs.memory.turns import Turns
+from services.jobs.policy import JobPolicy
+from services.jobs.ports import JobFilter, Page, Reaped
+from services.jobs.record import (
+    DEADLINE_EXCEEDED,
+    WORKER_LOST,
+    Beat,
+    Cancelled,
+    Claim,
+    Ending,
+    Failed,
+    Idempotency,
+    JobEvent,
+    JobRecord,
+    NewJob,
+    Stop,
+    Succeeded,
+)
+
+KEPT_EVENTS = 64
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass
+class _Job:
+    """A job with what its record does not show."""
+
+    new: NewJob
+    number: int
+    record: JobRecord
+    idempotency: Idempotency | None
+    queued_since: datetime = _LONG_AGO
+    worker: str | None = None
+    lease_until: datetime = _LONG_AGO
+    blamed: int = 0
+    unexplained: int = 0
+    suspected: str | None = None
+
+
+class MemoryJobStore:
+    """Implements `services.jobs.ports.JobStore`."""
+
+    def __init__(self, policy: JobPolicy, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.events: dict[str, list[JobEvent]] = {}
+        self._policy = policy
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._numbers = itertools.count(1)
+        self._jobs: dict[str, _Job] = {}
+        self._turns: defaultdict[tuple[str, str], Turns] = defaultdict(Turns)
+        self._executing: dict[str, frozenset[tuple[str, int]]] = {}
+        self._rounds = Rounds(policy)
+
+    def create(self, job: NewJob, idempotency: Idempotency | None = None) -> JobRecord:
+        with self._lock:
+            if job.id in self._jobs:
+                return self._jobs[job.id].record
+            for other in self._jobs.values():
+                if other.idempotency and idempotency and other.new.owner == job.owner:
+                    if other.idempotency == idempotency:
+                        return other.record
+                    if other.idempotency.key == idempotency.key:
+                        raise Conflict(ErrorCode.IDEMPOTENCY_CONFLICT, "this key was used for another request")
+            if self.depth(job.pool) >= self._policy.max_queued:
+                raise Unavailable(ErrorCode.QUEUE_FULL, "too many jobs are waiting already", retry_after_s=10)
+            now = self._clock()
+            stored = _Job(job, next(self._numbers), job.queued(now), idempotency)
+            self._jobs[job.id] = stored
+            self._line_up(stored, now)
+            self._publish(stored)
+            return stored.record
+
+    def get(self, job_id: str) -> JobRecord | None:
+        with self._lock:
+            job = self._jobs.get(job_id)
+            return None if job is None else job.record
+
+    def list(self, owner: str, where: JobFilter, cursor: str | None, limit: int) -> Page:
+        before = None if cursor is None else _read_cursor(cursor)
+        with self._lock:
+            found = [
+                job
+                for job in sorted(self._jobs.values(), key=lambda job: -job.number)
+                if job.new.owner == owner and where.admits(job.record) and (before is None or job.number < before)
+            ]
+        more = len(found) > limit
+        return Page(
+            jobs=tuple(job.record.summary() for job in found[:limit]),
+            cursor=base64.urlsafe_b64encode(b"%d" % found[limit - 1].number).decode() if more else None,
+        )
+
+    def claim(self, pool: str, worker: str) -> Claim | None:
+        with self._lock:
+            for priority in ("interactive", "batch"):
+                while job_id := self._turns[pool, priority].next():
+                    job = self._jobs[job_id]
+                    if self._past_deadline(job):
+                        self._end(job, JobStatus.FAILED, error=DEADLINE_EXCEEDED)
+                    else:
+                        return self._start(job, worker)
+            return None
+
+    def _start(self, job: _Job, worker: str) -> Claim:
+        job.blamed += job.suspected == "blamed"
+        job.unexplained += job.suspected == "unexplained"
+        job.suspected = None
+        job.worker = worker
+        job.lease_until = self._clock() + timedelta(seconds=self._policy.lease_s)
+        attempt = job.record.attempt + 1
+        self._change(
+            job,
+            status=JobStatus.RUNNING,
+            attempt=attempt,
+            started_at=self._clock(),
+            progress=JobProgress(done=0, planned=0),
+        )
+        return Claim(job.record, job.new.spec, job.new.inputs, worker, attempt, alone=job.blamed > 0)
+
+    def executing(self, worker: str, claims: Sequence[Claim]) -> None:
+        with self._lock:
+            self._executing[worker] = frozenset((claim.job.id, claim.attempt) for claim in claims)
+
+    def heartbeat(self, claims: Sequence[Claim]) -> Mapping[str, Beat]:
+        with self._lock:
+            return {claim.job.id: self._beat(claim) for claim in claims}
+
+    def _beat(self, claim: Claim) -> Beat:
+        job = self._held(claim)
+        if job is None:
+            return Beat(held=False)
+        if job.record.cancel_requested:
+            return Beat(held=True, stop=Stop.CANCELLED)
+        return Beat(held=True, stop=Stop.DEADLINE if self._past_deadline(job) else None)
+
+    def progress(self, claim: Claim, progress: JobProgress) -> None:
+        with self._lock:
+            if job := self._held(claim):
+                self._change(job, progress=progress)
+
+    def finish(self, claim: Claim, ending: Ending) -> bool:
+        outcome: dict[str, Any]
+        match ending:
+            case Succeeded(result):
+                status, outcome = JobStatus.SUCCEEDED, {"result": result}
+            case Failed(error):
+                status, outcome = JobStatus.FAILED, {"error": error}
+            case Cancelled():
+                status, outcome = JobStatus.CANCELLED, {}
+        with self._lock:
+            job = self._jobs.get(claim.job.id)
+            if job and (job.worker, job.record.attempt, job.record.status) == (claim.worker, claim.attempt, status):
+                return True
+            job = self._held(claim)
+            if job is None:
+                return False
+            self._end(job, status, **outcome)
+            return True
+
+    def release(self, claim: Claim) -> None:
+        with self._lock:
+            if job := self._held(claim):
+                job.worker = None
+                self._hand_back(job)
+
+    def cancel(self, job_id: str) -> JobRecord | None:
+        with self._lock:
+            job = self._jobs.get(job_id)
+            if job is None:
+                return None
+            if job.record.status is JobStatus.QUEUED:
+                self._end(job, JobStatus.CANCELLED)
+            elif job.record.status is JobStatus.RUNNING:
+                job.record = job.record.model_copy(update={"cancel_requested": True})
+            return job.record
+
+    def delete(self, job_id: str) -> JobRecord | None:
+        with self._lock:
+            job = self._jobs.get(job_id)
+            if job is None:
+                return None
+            if job.record.status is JobStatus.RUNNING:
+                raise Conflict(ErrorCode.JOB_RUNNING, f"{job_id} is running: cancel it, then delete it")
+            if job.record.status is JobStatus.QUEUED:
+                self._end(job, JobStatus.CANCELLED)
+            return self._jobs.pop(job_id).record
+
+    def reap(self) -> Reaped:
+        with self._lock:
+            now = self._clock()
+            if not self._rounds.begin(now):
+                return Reaped()
+            overdue = self._end_overdue()
+            handed_back, lost = self._reap_leases(now)
+            forgotten = self._forget_expired(now)
+            return Reaped(handed_back, overdue + lost, forgotten, self._unclaimed(now), self._rounds.sweeps(now))
+
+    def _end_overdue(self) -> tuple[str, ...]:
+        overdue = [job for job in self._with_status(JobStatus.QUEUED) if self._past_deadline(job)]
+        for job in overdue:
+            self._end(job, JobStatus.FAILED, error=DEADLINE_EXCEEDED)
+        return tuple(job.record.id for job in overdue)
+
+    def _reap_leases(self, now: datetime) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        if self._rounds.spares_leases(now):
+            return (), ()
+        expired = [job for job in self._with_status(JobStatus.RUNNING) if job.lease_until <= now]
+        handed_back = {job.record.id for job in expired if self._lose(job)}
+        return tuple(handed_back), tuple(job.record.id for job in expired if job.record.id not in handed_back)
+
+    def _lose(self, job: _Job) -> bool:
+        chunk = self._executing.get(job.worker or "")
+        suspected: str | None = None
+        if not chunk:
+            suspected = "unexplained"
+        elif (job.record.id, job.record.attempt) in chunk:
+            suspected = "blamed"
+        bounds = {"blamed": self._policy.max_blamed, "unexplained": self._policy.max_unexplained}
+        if suspected and not job.record.cancel_requested and getattr(job, suspected) + 1 >= bounds[suspected]:
+            self._end(job, JobStatus.FAILED, error=WORKER_LOST)
+            return False
+        job.suspected = suspected
+        return self._hand_back(job)
+
+    def _forget_expired(self, now: datetime) -> tuple[str, ...]:
+        expired = [id_ for id_, job in self._jobs.items() if job.record.expires_at and job.record.expires_at <= now]
+        for job_id in expired:
+            del self._jobs[job_id], self.events[job_id]
+        return tuple(expired)
+
+    def _unclaimed(self, now: datetime) -> Mapping[str, int]:
+        patience = timedelta(seconds=self._policy.ring_after_s)
+        counts: defaultdict[str, int] = defaultdict(int)
+        for job in self._with_status(JobStatus.QUEUED):
+            counts[job.new.pool] += job.queued_since <= now - patience
+        return {pool: count for pool, count in counts.items() if count}
+
+    def known(self, job_ids: Collection[str]) -> frozenset[str]:
+        with self._lock:
+            return frozenset(job_ids) & self._jobs.keys()
+
+    def depth(self, pool: str) -> int:
+        with self._lock:
+            return sum(job.new.pool == pool for job in self._with_status(JobStatus.QUEUED))
+
+    def ping(self) -> None:
+        return
+
+    def _with_status(self, status: JobStatus) -> Sequence[_Job]:
+        return [job for job in self._jobs.values() if job.record.status is status]
+
+    def _past_deadline(self, job: _Job) -> bool:
+        return job.record.deadline_at is not None and job.record.deadline_at <= self._clock()
+
+    def _held(self, claim: Claim) -> _Job | None:
+        """The job if the claim holds, its lease extended; a job that was handed back meanwhile runs again."""
+        job = self._jobs.get(claim.job.id)
+        if job is None or (job.worker, job.record.attempt) != (claim.worker, claim.attempt):
+            return None
+        if job.record.status.terminal:
+            return None
+        job.lease_until = self._clock() + timedelta(seconds=self._policy.lease_s)
+        if job.record.status is JobStatus.QUEUED:
+            self._turns_of(job).remove(job.new.owner, job.number)
+            job.suspected = None
+            self._change(job, status=JobStatus.RUNNING)
+        return job
+
+    def _hand_back(self, job: _Job) -> bool:
+        if job.record.cancel_requested:
+            self._end(job, JobStatus.CANCELLED)
+        elif self._past_deadline(job):
+            self._end(job, JobStatus.FAILED, error=DEADLINE_EXCEEDED)
+        else:
+            self._line_up(job, _LONG_AGO)
+            self._change(job, status=JobStatus.QUEUED)
+            return True
+        return False
+
+    def _line_up(self, job: _Job, since: datetime) -> None:
+        self._turns_of(job).add(job.new.owner, job.number, job.new.id)
+        job.queued_since = since
+
+    def _end(self, job: _Job, status: JobStatus, **outcome: Any) -> None:
+        self._turns_of(job).remove(job.new.owner, job.number)
+        now = self._clock()
+        expires_at = now + timedelta(seconds=self._policy.retention_s)
+        self._change(job, status=status, finished_at=now, expires_at=expires_at, **outcome)
+
+    def _change(self, job: _Job, **changes: Any) -> None:
+        job.record = job.record.model_copy(update={**changes, "version": job.record.version + 1})
+        self._publish(job)
+
+    def _publish(self, job: _Job) -> None:
+        events = self.events.setdefault(job.record.id, [])
+        events.append(JobEvent(id=str(job.record.version), summary=job.record.summary()))
+        del events[:-KEPT_EVENTS]
+
+    def _turns_of(self, job: _Job) -> Turns:
+        return self._turns[job.new.pool, job.new.spec.priority]
+
+
+def _read_cursor(cursor: str) -> int:
+    try:
+        return int(base64.urlsafe_b64decode(cursor))
+    except ValueError as error:
+        raise Refused(ErrorCode.INVALID_REQUEST, "this cursor is not one that a page of jobs came with") from error
