@@ -1,0 +1,85 @@
+"""A real Valkey server for tests, and how its clock is moved."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from redis import Redis
+
+from services.adapters.embedded_valkey import EmbeddedValkey
+from services.adapters.parent_death import dies_with_parent
+
+TIME_FIELDS = ("created_at", "deadline_at", "started_at", "finished_at", "expires_at", "last", "swept", "reprieve")
+
+
+class Server:
+    """A server that can be killed and started again on its data."""
+
+    def __init__(self, valkey: EmbeddedValkey) -> None:
+        self._valkey = valkey
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = valkey.url
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            dies_with_parent(self._valkey.command),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(self._valkey.lock_fd,),
+        )
+        give_up_at = time.monotonic() + 20
+        while not self._valkey.answers():
+            assert time.monotonic() < give_up_at, "the Valkey server does not start"
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@contextmanager
+def valkey_server(directory: Path, **options: int) -> Iterator[Server]:
+    with EmbeddedValkey(directory / "data", directory / "run", **options) as valkey:
+        server = Server(valkey)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with valkey_server(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(shared_server: Server) -> str:
+    """The address of an empty server."""
+    with Redis.from_url(shared_server.url) as client:
+        client.flushall()
+    return shared_server.url
+
+
+def pass_time(client: Redis, seconds: float) -> None:
+    """As if `seconds` had passed: everything that the job store remembers happened that much earlier."""
+    earlier = round(seconds * 1_000_000)
+    for key in client.scan_iter("lensd:*"):
+        kind = cast("bytes", client.type(key))
+        if kind == b"zset":
+            for member, score in cast("list[tuple[bytes, float]]", client.zrange(key, 0, -1, withscores=True)):
+                client.zadd(key, {member: score - earlier})
+        elif kind == b"hash" and key.startswith((b"lensd:job:", b"lensd:reaper")):
+            times = cast("list[bytes | None]", client.hmget(key, TIME_FIELDS))
+            moved: dict[Any, Any] = {
+                name: int(value) - earlier for name, value in zip(TIME_FIELDS, times, strict=True) if value
+            }
+            if moved:
+                client.hset(key, mapping=moved)
