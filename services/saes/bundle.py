@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -70,7 +71,10 @@ def load_sae(
 
 
 def _finite(path: Path, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
-    tensors = {name: tensor.to(dtype) for name, tensor in load_file(path, device=str(device)).items()}
+    try:
+        tensors = {name: tensor.to(dtype) for name, tensor in load_file(path, device=str(device)).items()}
+    except SafetensorError as error:
+        raise InvalidBundle(f"{path.parent.name}/{path.name} is not valid safetensors: {error}") from error
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise InvalidBundle(f"{path.parent.name}/{path.name}: {name} holds NaN or infinite values as {dtype}")

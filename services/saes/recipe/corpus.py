@@ -42,13 +42,35 @@ class Corpus:
     facts: list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class RowCutter:
+    """Cuts documents into rows. A document's last, shorter piece is dropped; no row spans two documents."""
+
+    tokenizer: Tokenizer
+    bos: int
+    context: int
+    rng: np.random.Generator
+
+    def rows(self, documents: list[Document], cap: float) -> Tokens:
+        """A random choice of at most `cap` tokens of rows."""
+        width = self.context - 1
+        pieces = []
+        for encoding in self.tokenizer.encode_batch(
+            [document.text for document in documents], add_special_tokens=False
+        ):
+            ids = np.array(encoding.ids, dtype=np.int32)
+            pieces.append(ids[: len(ids) // width * width].reshape(-1, width))
+        rows = self.rng.permutation(np.concatenate(pieces))[: int(cap) // self.context]
+        return np.concatenate([np.full((len(rows), 1), self.bos, dtype=np.int32), rows], axis=1)
+
+
 def build_corpus(recipe: Recipe, tokenizer_path: Path, bos_token_id: int, work_dir: Path) -> Corpus:
     """Reads the corpus from `work_dir` if it was built before, else builds and stores it there."""
     stored = work_dir / "corpus.npz"
     if not stored.exists():
         work_dir.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(recipe.seed)
-        cutter = _Cutter(Tokenizer.from_file(str(tokenizer_path)), bos_token_id, recipe.context, rng)
+        cutter = RowCutter(Tokenizer.from_file(str(tokenizer_path)), bos_token_id, recipe.context, rng)
         train, heldout, facts = _build(cutter, work_dir / "packages")
         (work_dir / "corpus.json").write_text(json.dumps(facts), encoding="utf-8")
         np.savez(
@@ -66,7 +88,7 @@ def build_corpus(recipe: Recipe, tokenizer_path: Path, bos_token_id: int, work_d
         )
 
 
-def _build(cutter: "_Cutter", packages_dir: Path) -> tuple[Split, Split, list[dict[str, Any]]]:
+def _build(cutter: RowCutter, packages_dir: Path) -> tuple[Split, Split, list[dict[str, Any]]]:
     train: list[Split] = []
     heldout: list[Split] = []
     facts = []
@@ -103,28 +125,6 @@ def hold_out(documents: list[Document]) -> tuple[list[Document], list[Document]]
     while sum(len(document.text) for document in held) < total * HELDOUT_FRACTION:
         held.append(ordered[len(held)])
     return ordered[len(held) :], held
-
-
-@dataclass(frozen=True)
-class _Cutter:
-    """Cuts documents into rows. A document's last, shorter piece is dropped; no row spans two documents."""
-
-    tokenizer: Tokenizer
-    bos: int
-    context: int
-    rng: np.random.Generator
-
-    def rows(self, documents: list[Document], cap: float) -> Tokens:
-        """A random choice of at most `cap` tokens of rows."""
-        width = self.context - 1
-        pieces = []
-        for encoding in self.tokenizer.encode_batch(
-            [document.text for document in documents], add_special_tokens=False
-        ):
-            ids = np.array(encoding.ids, dtype=np.int32)
-            pieces.append(ids[: len(ids) // width * width].reshape(-1, width))
-        rows = self.rng.permutation(np.concatenate(pieces))[: int(cap) // self.context]
-        return np.concatenate([np.full((len(rows), 1), self.bos, dtype=np.int32), rows], axis=1)
 
 
 def _shuffled(parts: list[Split], rng: np.random.Generator) -> Split:

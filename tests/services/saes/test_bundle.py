@@ -1,0 +1,165 @@
+"""What the loader reads, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from services.saes.bundle import load_sae, save_sae
+from services.saes.config import CONFIG_FILE, EXTRAS_FILE, WEIGHTS_FILE, sha256_of
+from services.saes.errors import InvalidBundle, SaeMismatch
+from services.saes.sae import Sae
+from tests.services.saes.conftest import D_MODEL, D_SAE, K, SaeFolder
+
+
+def _change(folder: Path, **tensors: torch.Tensor) -> None:
+    save_file(load_file(folder / WEIGHTS_FILE) | tensors, folder / WEIGHTS_FILE)
+
+
+def test_conventions_are_read_from_the_config(sae_folder: SaeFolder) -> None:
+    sae = load_sae(sae_folder())
+    assert (sae.d_model, sae.d_sae, sae.k, sae.architecture) == (D_MODEL, D_SAE, K, "topk")
+    assert (sae.hook_name, sae.layer, sae.prepend_bos) == ("blocks.1.hook_resid_post", 1, True)
+    assert sae.norm_threshold is None
+    assert sae.mean_activation is None
+
+
+def test_saving_and_loading_keeps_everything(sae_folder: SaeFolder, tmp_path: Path) -> None:
+    made = load_sae(sae_folder(metadata={"hook_name": "blocks.3.hook_resid_post", "prepend_bos": False}))
+    sae = Sae(**{**made.__dict__, "norm_threshold": 7.5, "mean_activation": torch.arange(12.0), "model_id": "tiny"})
+    save_sae(sae, tmp_path / "saved", model_name="tiny", context=16, dtype=torch.float32)
+    loaded = load_sae(tmp_path / "saved")
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec", "mean_activation"):
+        assert torch.equal(getattr(loaded, name), getattr(sae, name)), name
+    assert (loaded.norm_threshold, loaded.model_id, loaded.prepend_bos, loaded.k) == (7.5, "tiny", False, K)
+    assert loaded.sha256 == sha256_of(tmp_path / "saved" / WEIGHTS_FILE)
+
+
+def test_the_weights_sha256_is_verified(sae_folder: SaeFolder) -> None:
+    folder = sae_folder()
+    expected = sha256_of(folder / WEIGHTS_FILE)
+    assert load_sae(folder, expected_sha256=expected).sha256 == expected
+    content = bytearray((folder / WEIGHTS_FILE).read_bytes())
+    content[-1] ^= 1
+    (folder / WEIGHTS_FILE).write_bytes(content)
+    with pytest.raises(InvalidBundle, match="has sha256"):
+        load_sae(folder, expected_sha256=expected)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_a_truncated_weights_file_is_refused(sae_folder: SaeFolder, kept: int) -> None:
+    folder = sae_folder()
+    (folder / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes()[:kept])
+    with pytest.raises(InvalidBundle, match="truncated"):
+        load_sae(folder)
+
+
+def test_trailing_bytes_are_refused(sae_folder: SaeFolder) -> None:
+    folder = sae_folder()
+    with (folder / WEIGHTS_FILE).open("ab") as file:
+        file.write(b"\0" * 16)
+    with pytest.raises(InvalidBundle, match="padded"):
+        load_sae(folder)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"not json",
+        b"[]",
+        b'{"W_enc": {"dtype": "F32"}}',
+        b'{"W_enc": {"dtype": "F32", "shape": "x", "data_offsets": [0, 1]}}',
+    ],
+)
+def test_a_damaged_header_is_refused(sae_folder: SaeFolder, header: bytes) -> None:
+    folder = sae_folder()
+    (folder / WEIGHTS_FILE).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(InvalidBundle, match="no valid safetensors header"):
+        load_sae(folder)
+
+
+def test_a_header_that_announces_a_huge_tensor_is_refused_before_allocation(sae_folder: SaeFolder) -> None:
+    folder = sae_folder()
+    shape = [D_MODEL, 1 << 40]
+    header = json.dumps({"W_enc": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * D_MODEL << 40]}}).encode()
+    (folder / WEIGHTS_FILE).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(InvalidBundle, match="holds the tensors"):
+        load_sae(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(sae_folder: SaeFolder, value: float) -> None:
+    folder = sae_folder()
+    _change(folder, b_enc=torch.full((D_SAE,), value))
+    with pytest.raises(InvalidBundle, match="b_enc holds NaN or infinite"):
+        load_sae(folder)
+
+
+def test_a_shape_that_contradicts_the_config_is_refused(sae_folder: SaeFolder) -> None:
+    folder = sae_folder()
+    _change(folder, W_dec=torch.zeros(D_SAE, D_MODEL + 1))
+    with pytest.raises(InvalidBundle, match=r"W_dec has shape \[40, 13\], cfg.json says \[40, 12\]"):
+        load_sae(folder)
+
+
+def test_integer_weights_are_refused(sae_folder: SaeFolder) -> None:
+    folder = sae_folder()
+    _change(folder, b_dec=torch.zeros(D_MODEL, dtype=torch.int32))
+    with pytest.raises(InvalidBundle, match="b_dec has dtype I32"):
+        load_sae(folder)
+
+
+def test_unexpected_tensors_are_refused(sae_folder: SaeFolder) -> None:
+    folder = sae_folder()
+    _change(folder, threshold=torch.zeros(D_SAE))
+    with pytest.raises(InvalidBundle, match="threshold"):
+        load_sae(folder)
+
+
+def test_a_mean_activation_of_the_wrong_width_is_refused(sae_folder: SaeFolder) -> None:
+    folder = sae_folder()
+    save_file({"mean_activation": torch.zeros(D_MODEL + 1)}, folder / EXTRAS_FILE)
+    with pytest.raises(InvalidBundle, match="mean_activation"):
+        load_sae(folder)
+
+
+def test_an_sae_for_another_width_than_the_models_is_refused(sae_folder: SaeFolder) -> None:
+    with pytest.raises(SaeMismatch, match="reads 12 dimensions, the model has 576"):
+        load_sae(sae_folder(), d_model=576)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"architecture": "gated"}, "architecture"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations"),
+        ({"reshape_activations": "hook_z"}, "reshape_activations"),
+        ({"d_in": -1}, "d_in"),
+        ({"d_sae": 1 << 40}, "d_sae"),
+        ({"k": None}, "needs k"),
+        ({"k": D_SAE + 1}, "needs k"),
+        ({"metadata": {"hook_name": "../../etc"}}, "hook_name"),
+        ({"metadata": {}}, "hook_name"),
+        ({"metadata": {"hook_name": "blocks.1.hook_resid_post", "lensd": {"norm_threshold": -1}}}, "norm_threshold"),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_refused_by_name(
+    sae_folder: SaeFolder, overrides: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InvalidBundle, match=named):
+        load_sae(sae_folder(**overrides))
+
+
+def test_a_folder_without_a_config_or_weights_is_refused(sae_folder: SaeFolder, tmp_path: Path) -> None:
+    with pytest.raises(InvalidBundle, match="cannot be read"):
+        load_sae(tmp_path / "nothing")
+    folder = sae_folder()
+    (folder / WEIGHTS_FILE).unlink()
+    with pytest.raises(InvalidBundle, match="cannot be read"):
+        load_sae(folder)
+    (folder / CONFIG_FILE).write_text("{")
+    with pytest.raises(InvalidBundle, match="the file"):
+        load_sae(folder)

@@ -1,0 +1,105 @@
+"""The SAE's arithmetic, by hand and against SAELens."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.saes.bundle import load_sae
+from services.saes.sae import Relu, Sae, TopK
+from tests.services.saes.conftest import D_MODEL, SHIPPED, SaeFolder
+
+
+@pytest.fixture
+def toy() -> Sae:
+    """Features are the coordinates and their negatives, around b_dec = (1, 1)."""
+    directions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    return Sae(
+        W_enc=directions.T.contiguous(),
+        b_enc=torch.tensor([0.0, 0.0, 0.0, -0.5]),
+        W_dec=directions,
+        b_dec=torch.ones(2),
+        activation=TopK(1),
+        apply_b_dec_to_input=True,
+        hook_name="blocks.0.hook_resid_post",
+        norm_threshold=10.0,
+    )
+
+
+def test_topk_keeps_the_largest_and_relu_the_positive(toy: Sae) -> None:
+    x = torch.tensor([[4.0, 3.0], [1.0, 1.0], [1.0, -4.0]])
+    expected = torch.tensor([[3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 4.5]])
+    assert torch.equal(toy.encode(x), expected)
+    assert torch.equal(toy.decode(expected), torch.tensor([[4.0, 1.0], [1.0, 1.0], [1.0, -3.5]]))
+
+
+def test_the_standard_sae_keeps_all_that_is_positive(toy: Sae) -> None:
+    features = replace(toy, activation=Relu()).encode(torch.tensor([[4.0, 3.0]]))
+    assert torch.equal(features, torch.tensor([[3.0, 2.0, 0.0, 0.0]]))
+
+
+def test_the_decoder_bias_is_subtracted_only_where_the_sae_was_trained_so(toy: Sae) -> None:
+    features = replace(toy, apply_b_dec_to_input=False).encode(torch.tensor([[4.0, 3.0]]))
+    assert torch.equal(features, torch.tensor([[4.0, 0.0, 0.0, 0.0]]))
+
+
+def test_tokens_over_the_norm_threshold_are_told_apart(toy: Sae) -> None:
+    x = torch.tensor([[6.0, 8.0], [6.0, 8.1]])
+    assert toy.within_norm(x).tolist() == [True, False]
+    assert replace(toy, norm_threshold=None).within_norm(x).tolist() == [True, True]
+
+
+@pytest.mark.parametrize("count", [1, 5, 9, 1000])
+@pytest.mark.parametrize("architecture", ["topk", "standard"])
+def test_the_top_features_are_the_largest_of_all_features(sae_folder: SaeFolder, architecture: str, count: int) -> None:
+    sae = load_sae(sae_folder(architecture=architecture))
+    x = torch.randn(30, D_MODEL, generator=torch.Generator().manual_seed(1))
+    values, indices = sae.encode_top(x, count)
+    features = sae.encode(x)
+    assert torch.equal(values, features.sort(dim=-1, descending=True).values[:, :count])
+    assert torch.equal(values, features.gather(-1, indices))
+
+
+def _compare(folder: Path, x: torch.Tensor) -> None:
+    from sae_lens import SAE  # noqa: PLC0415 - takes seconds; only the tests that need it pay
+
+    ours, theirs = load_sae(folder), SAE.load_from_disk(folder)
+    assert theirs.W_enc.dtype == torch.float32
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name).data, rtol=0, atol=0)
+    with torch.no_grad():
+        features = theirs.encode(x)
+        torch.testing.assert_close(ours.encode(x), features, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours.decode(features), theirs.decode(features), rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("architecture", ["topk", "standard"])
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+def test_encode_and_decode_are_saelens_own(
+    sae_folder: SaeFolder, architecture: str, apply_b_dec_to_input: bool
+) -> None:
+    folder = sae_folder(architecture=architecture, apply_b_dec_to_input=apply_b_dec_to_input)
+    _compare(folder, torch.randn(50, D_MODEL, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_activations_scaled_by_decoder_norms_are_folded_into_the_weights(sae_folder: SaeFolder) -> None:
+    from sae_lens import SAE  # noqa: PLC0415 - takes seconds; only the tests that need it pay
+
+    folder = sae_folder(rescale_acts_by_decoder_norm=True)
+    ours, theirs = load_sae(folder), SAE.load_from_disk(folder)
+    x = torch.randn(50, D_MODEL, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(ours.encode(x), theirs.encode(x), rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours.decode(ours.encode(x)), theirs(x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_saelens_loads_the_shipped_sae_exactly_and_encodes_as_we_do() -> None:
+    sae = load_sae(SHIPPED)
+    assert sae.mean_activation is not None
+    noise = torch.randn(200, sae.d_model, generator=torch.Generator().manual_seed(0))
+    directions = sae.W_dec[torch.arange(0, 4000, 20)]
+    _compare(SHIPPED, sae.mean_activation + 60 * directions + noise)
