@@ -4,15 +4,25 @@ One thread per device owns the models and everything that touches them or autogr
 and never see a hook, a batch or a pad token.
 """
 
-from collections.abc import Sequence
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import torch
+
+from services.contracts.errors import ErrorCode, JobFailed
+from services.engine.check import check_row
+from services.engine.executor import Executor
 from services.engine.outcome import Outcome
+from services.engine.planner import plan
 from services.engine.row import Row
-from services.engine.ticket import JobTicket
+from services.engine.scheduler import Scheduler, Task
+from services.engine.ticket import JobCancelled, JobTicket
 from services.models.load import LoadedModel
 
 
@@ -23,16 +33,28 @@ class EngineLimits:
     `batch_tokens` counts padding; `threads` is torch's intra-op thread count.
     """
 
-    batch_tokens: int = 2_048
+    batch_tokens: int = 1_024
     base_run_bytes: int = 512 * 2**20
     threads: int = 2
+
+
+class EngineClosed(Exception):
+    """The engine was closed before the row had run."""
 
 
 class Engine:
     """Runs rows of any number of jobs on any number of models, on one thread."""
 
     def __init__(self, limits: EngineLimits | None = None) -> None:
-        raise NotImplementedError
+        self._limits = limits or EngineLimits()
+        self._batch_tokens = self._limits.batch_tokens
+        self._scheduler = Scheduler()
+        self._executor = Executor(base_run_bytes=self._limits.base_run_bytes)
+        self._wake = threading.Condition()
+        self._closed = False
+        self._running: frozenset[str] = frozenset()
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> Self:
         return self
@@ -45,15 +67,111 @@ class Engine:
     def submit(self, model: LoadedModel, rows: Sequence[Row], *, job: JobTicket) -> list[Future[Outcome]]:
         """Queue `rows` behind nobody's sweep: jobs take turns. Returns at once, one future per row.
 
-        A future raises JobCancelled once the job is cancelled, `InvalidRow` for a row the model cannot run,
-        JobFailed with `out_of_memory` for one that does not fit even alone, or whatever else its own row raised.
+        A future raises JobCancelled once the job is cancelled, JobFailed with `out_of_memory` for a row that does not
+        fit even alone, or whatever else its own row raised.
+
+        Raises:
+            InvalidRow: a row that this model cannot run; none of the rows is queued.
         """
-        raise NotImplementedError
+        for row in rows:
+            check_row(model.facts, row)
+        tasks = plan(model, rows, job)
+        job.plan(len(tasks))
+        with self._wake:
+            if self._closed:
+                raise EngineClosed
+            self._scheduler.add(tasks)
+            self._wake.notify()
+        return [task.future for task in tasks]
 
     def run(self, model: LoadedModel, rows: Sequence[Row], *, job: JobTicket) -> list[Outcome]:
         """Submit `rows` and wait for all of them; the first failure is raised."""
-        raise NotImplementedError
+        return [future.result() for future in self.submit(model, rows, job=job)]
+
+    def running_jobs(self) -> frozenset[str]:
+        """The jobs whose rows are in the batch that runs now: the ones to blame if the process dies."""
+        return self._running
 
     def close(self) -> None:
-        """Finish the batch that is running, cancel what waits, end the thread."""
-        raise NotImplementedError
+        """Finish the batch that is running, give up what waits, end the thread."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        torch.set_num_threads(self._limits.threads)
+        while batch := self._next_batch():
+            self._running = frozenset(task.ticket.id for task in batch)
+            self._run_batch(batch)
+            self._running = frozenset()
+        for ticket in self._scheduler.tickets():
+            _fail(self._scheduler.remove(ticket), EngineClosed())
+
+    def _next_batch(self) -> list[Task]:
+        """Wait for rows; empty once the engine is closed."""
+        with self._wake:
+            while not self._closed:
+                for ticket in self._scheduler.tickets():
+                    if ticket.cancelled():
+                        _fail(self._scheduler.remove(ticket), JobCancelled())
+                batch = self._scheduler.next_batch(self._budget)
+                if batch:
+                    return batch
+                self._wake.wait()
+        return []
+
+    def _budget(self, model: LoadedModel) -> int:
+        """Token-layers of one batch."""
+        return self._batch_tokens * model.facts.layers
+
+    def _run_batch(self, batch: Sequence[Task]) -> None:
+        started = time.perf_counter()
+        try:
+            outcomes = self._execute(batch)
+        except Exception as error:  # whatever a row raises belongs to its own job alone
+            self._recover(batch, error)
+            return
+        _charge(batch, time.perf_counter() - started)
+        for task, outcome in zip(batch, outcomes, strict=True):
+            task.future.set_result(outcome)
+
+    def _execute(self, batch: Sequence[Task]) -> list[Outcome]:
+        foreseen = {key: needs for task in batch for key, needs in task.foreseen.items()}
+        lanes = [task.lane for task in batch]
+        return self._executor.run(batch[0].model, lanes, foreseen, batch_tokens=self._batch_tokens)
+
+    def _recover(self, batch: Sequence[Task], error: Exception) -> None:
+        """Halve what ran out of memory; else find the guilty row by running each alone."""
+        out_of_memory = _is_out_of_memory(error)
+        if len(batch) > 1:
+            self._batch_tokens = max(1, self._batch_tokens // 2) if out_of_memory else self._batch_tokens
+            half = len(batch) // 2 if out_of_memory else 1
+            for start in range(0, len(batch), half):
+                self._run_batch(batch[start : start + half])
+        elif out_of_memory:
+            _fail(batch, JobFailed(ErrorCode.OUT_OF_MEMORY, "a forward pass of this job does not fit into memory"))
+        else:
+            _fail(batch, error)
+
+
+def _charge(batch: Sequence[Task], seconds: float) -> None:
+    total = sum(task.cost for task in batch)
+    tasks: dict[JobTicket, list[Task]] = defaultdict(list)
+    for task in batch:
+        tasks[task.ticket].append(task)
+    for ticket, own in tasks.items():
+        cost = sum(task.cost for task in own)
+        tokens = cost / own[0].model.facts.layers
+        ticket.charge(rows=len(own), tokens=tokens, seconds=seconds * cost / total)
+
+
+def _fail(tasks: Iterable[Task], error: Exception) -> None:
+    for task in tasks:
+        task.future.set_exception(error)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

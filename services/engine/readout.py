@@ -11,18 +11,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenLogits:
-    """Logits of `tokens` at `position`, in their order: `Float[Tensor, "token"]`."""
+    """Logits of `tokens` at `position`, in their order; of the whole vocabulary for None: `Float[Tensor, "token"]`."""
 
     position: int
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
 class TokenLogProbs:
-    """Log probabilities of `tokens` at `position`, in nats: `Float[Tensor, "token"]`."""
+    """Log probabilities of `tokens` (None: of all) at `position`, in nats: `Float[Tensor, "token"]`."""
 
     position: int
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)

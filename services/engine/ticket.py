@@ -34,13 +34,13 @@ class JobTicket:
         self._lock = threading.Lock()
         self._done = 0
         self._planned = 0
-        self._tokens = 0
+        self._tokens = 0.0
         self._seconds = 0.0
 
     @property
     def engine_tokens(self) -> int:
         """Tokens pushed through the model for this job, padding included."""
-        return self._tokens
+        return round(self._tokens)
 
     @property
     def engine_seconds(self) -> float:
@@ -54,7 +54,7 @@ class JobTicket:
             done, planned = self._done, self._planned
         self._on_progress(done, planned)
 
-    def charge(self, *, rows: int, tokens: int, seconds: float) -> None:
+    def charge(self, *, rows: int, tokens: float, seconds: float) -> None:
         """Book finished rows and what they cost."""
         with self._lock:
             self._done += rows

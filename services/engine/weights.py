@@ -6,10 +6,12 @@ from a run and held.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from services.models.load import LoadedModel
 
@@ -25,41 +27,51 @@ class Norm:
 
     def scale(self, at: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
         """What the norm divides by at this input: the root of (variance or mean square, plus eps)."""
-        raise NotImplementedError
+        centred = self._centred(at)
+        return (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()
 
     def linear(
         self, term: Float[Tensor, "*term d_model"], scale: Float[Tensor, "*#term 1"]
     ) -> Float[Tensor, "*term d_model"]:
         """The part of the norm's output that `term` of its input makes, at a held scale: centring and gain, no bias."""
-        raise NotImplementedError
+        return self._centred(term) / scale * self.gain.to(term)
+
+    def _centred(self, vectors: Tensor) -> Tensor:
+        return vectors - vectors.mean(-1, keepdim=True) if self.kind == "layer" else vectors
 
 
 class Weights:
-    """The weights of one model, in its own dtype and on its own device; nothing is copied until it is read.
+    """The weights of one model, in its own dtype and on its own device; activations may come in another.
 
-    `logit_scale` multiplies the unembedding's output (Granite). A final soft cap is not part of this view.
+    `logit_scale` multiplies the unembedding's output (Granite divides its logits). A final soft cap is not part of it.
     """
 
     def __init__(self, model: LoadedModel) -> None:
-        raise NotImplementedError
-
-    final_norm: Norm
-    logit_scale: float
-    logit_soft_cap: float | None
+        self._bridge = model.bridge
+        self._config: Any = model.bridge.original_model.config
+        self._heads, self._d_head = model.facts.heads, model.facts.d_head
+        self.final_norm = self._norm(model.bridge.ln_final)
+        self.logit_scale = 1.0 / float(getattr(self._config, "logits_scaling", 1.0))
+        self.logit_soft_cap: float | None = getattr(self._config, "final_logit_softcapping", None)
 
     @property
     def W_U(self) -> Float[Tensor, "d_model vocabulary"]:
-        raise NotImplementedError
+        weight: Tensor = self._bridge.unembed.original_component.weight
+        return weight.T
 
     @property
     def b_U(self) -> Float[Tensor, " vocabulary"] | None:
-        raise NotImplementedError
+        bias: Tensor | None = self._bridge.unembed.original_component.bias
+        return bias
 
     def W_O(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        raise NotImplementedError
+        projection = self._projection(layer)
+        weight: Tensor = projection.weight if isinstance(projection, Conv1D) else projection.weight.T
+        return weight.reshape(self._heads, self._d_head, -1)
 
     def b_O(self, layer: int) -> Float[Tensor, " d_model"] | None:
-        raise NotImplementedError
+        bias: Tensor | None = self._projection(layer).bias
+        return bias
 
     def head_terms(
         self, layer: int, z: Float[Tensor, "*batch head d_head"]
@@ -68,8 +80,45 @@ class Weights:
 
         Through the post-norm at its own scale where the family has one, times the family's residual multiplier.
         """
-        raise NotImplementedError
+        heads = torch.einsum("...hd,hdm->...hm", z, self.W_O(layer).to(z))
+        b_o = self.b_O(layer)
+        bias = torch.zeros_like(heads[..., 0, :]) if b_o is None else b_o.to(z).expand_as(heads[..., 0, :])
+        norm = self._attention_post_norm(layer)
+        if norm is not None:
+            scale = norm.scale(heads.sum(-2) + bias)
+            heads, bias = norm.linear(heads, scale[..., None, :]), norm.linear(bias, scale)
+        multiplier = float(getattr(self._config, "residual_multiplier", 1.0))
+        return heads * multiplier, bias * multiplier
 
     def logit_directions(self, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
         """Rows of W_U^T for `tokens`, times `logit_scale`: dot products with the final norm's output give logits."""
-        raise NotImplementedError
+        return self.W_U.T[tokens] * self.logit_scale
+
+    def _projection(self, layer: int) -> Any:
+        return self._bridge.blocks[layer].attn.o.original_component
+
+    def _attention_post_norm(self, layer: int) -> Norm | None:
+        """The norm that the family puts between attention's output and the residual stream."""
+        block = self._bridge.blocks[layer]
+        name = block.hook_aliases.get("hook_attn_out", "attn.hook_out")
+        component, _, _ = name.partition(".")
+        return None if component == "attn" else self._norm(getattr(block, component))
+
+    def _norm(self, component: Any) -> Norm:
+        width, _ = self.W_U.shape
+        return _measured(component.original_component, self.W_U, width)
+
+
+@torch.no_grad()
+def _measured(module: Any, like: Tensor, width: int) -> Norm:
+    """What a norm module computes, from what it does to three inputs: families write their norms in many ways."""
+    signs = torch.randint(2, (width,), generator=torch.Generator().manual_seed(0)).to(like) * 2 - 1
+    large, small = 1e3 * signs, 1e-3 * signs
+    bias = module(torch.zeros_like(signs))
+    kind: Literal["layer", "rms"] = "layer" if torch.allclose(module(large + 1e3), module(large), rtol=1e-3) else "rms"
+    unit = Norm(kind, torch.ones_like(signs), None, eps=0.0)
+    gain = (module(large) - bias) / unit.linear(large, unit.scale(large))
+    widest = int(gain.abs().argmax())
+    ratio = gain[widest] * unit.linear(small, torch.ones_like(small[:1]))[widest] / (module(small) - bias)[widest]
+    eps = float(ratio.square() - unit.scale(small).square())
+    return Norm(kind, gain, bias if bool(bias.any()) else None, eps)

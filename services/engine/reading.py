@@ -1,0 +1,45 @@
+"""From logits to readings."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from services.engine.readout import Divergence, Loss, Reading, Readout, TokenLogits, TokenLogProbs, TopK, TopTokens
+
+
+def positions_read(readout: Readout) -> range:
+    """The positions whose logits a readout needs."""
+    if isinstance(readout, Loss):
+        return range(len(readout.targets))
+    return range(readout.position, readout.position + 1)
+
+
+def read_logits(
+    readout: Readout,
+    logits: Float[Tensor, "position vocabulary"],
+    reference: Float[Tensor, " vocabulary"] | None = None,
+) -> Reading:
+    """What `readout` says of the logits at the positions it reads.
+
+    `reference` holds the log probabilities that a Divergence is measured against.
+    """
+    last = logits[-1]
+    match readout:
+        case TokenLogits():
+            return _reported(last if readout.tokens is None else last[list(readout.tokens)])
+        case TokenLogProbs():
+            log_probs = last.log_softmax(-1)
+            return _reported(log_probs if readout.tokens is None else log_probs[list(readout.tokens)])
+        case TopK():
+            top = last.topk(min(readout.k, last.numel()))
+            return TopTokens(tokens=top.indices.cpu(), logits=_reported(top.values))
+        case Loss():
+            targets = torch.tensor(readout.targets, device=logits.device)
+            return _reported(torch.nn.functional.cross_entropy(logits, targets))
+        case Divergence():
+            assert reference is not None
+            return _reported((reference.exp() * (reference - last.log_softmax(-1))).sum())
+
+
+def _reported(values: Tensor) -> Tensor:
+    return values.to("cpu", torch.float32)

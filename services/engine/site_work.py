@@ -1,0 +1,109 @@
+"""What a batch of rows does at one site of one layer: its writes, then its reads, as few tensor operations.
+
+A row in a batch is a lane: its index, and the absolute position that its first slot stands for. Writes of all lanes
+that do the same kind of thing are gathered into one indexed assignment.
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from services.contracts.site import SiteName
+
+ATTENTION_SITES = (SiteName.ATTN_SCORES, SiteName.PATTERN)
+"""Their activations are [row, head, query, key] in a hook; everyone else's are [row, position, ...]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Write:
+    """Change `slots` of lane `lane`. `wave` orders the writes of one lane at one site; equal waves commute."""
+
+    lane: int
+    slots: Sequence[int]
+    head: int | None
+    wave: int
+    operation: Literal["set", "add", "scale"]
+    value: Float[Tensor, "slot ..."] | float
+
+    def kind(self) -> tuple[Hashable, ...]:
+        """Writes of one kind can be done together."""
+        value = tuple(self.value.shape[1:]) if isinstance(self.value, Tensor) else self.value
+        return self.wave, self.operation, self.head is None, value
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """Copy `slots` of lane `lane`; attention sites end at `keys`, the row's own length."""
+
+    lane: int
+    slots: Sequence[int]
+    head: int | None
+    keys: int
+
+
+class SiteWork:
+    """The writes and reads of a batch at one site of one layer."""
+
+    def __init__(self, site: SiteName, writes: Sequence[Write], reads: Sequence[Read]) -> None:
+        self._site = site
+        self._reads = reads
+        self._groups: dict[tuple[Hashable, ...], list[Write]] = defaultdict(list)
+        for write in sorted(writes, key=lambda write: write.wave):
+            self._groups[write.kind()].append(write)
+
+    @property
+    def writes(self) -> bool:
+        return bool(self._groups)
+
+    def write(self, activation: Float[Tensor, "row ..."]) -> Float[Tensor, "row ..."]:
+        """The activation with every write done; the one given stays as it is."""
+        if not self._groups:
+            return activation
+        changed = activation.clone()
+        view = self._by_position(changed)
+        for group in self._groups.values():
+            _write_together(view, group)
+        return changed
+
+    def read(self, activation: Float[Tensor, "row ..."]) -> list[Float[Tensor, "slot ..."]]:
+        """Copies of what the reads ask for, in their order."""
+        view = self._by_position(activation)
+        return [self._take(view, read) for read in self._reads]
+
+    def _by_position(self, activation: Tensor) -> Tensor:
+        return activation.transpose(1, 2) if self._site in ATTENTION_SITES else activation
+
+    def _take(self, view: Tensor, read: Read) -> Tensor:
+        slots = torch.as_tensor(read.slots, device=view.device)
+        taken = view[read.lane, slots] if read.head is None else view[read.lane, slots, read.head]
+        if self._site not in ATTENTION_SITES:
+            return taken
+        taken = taken[..., : read.keys].clone()
+        if self._site is SiteName.ATTN_SCORES:  # a mask may be the lowest finite number: it means minus infinity
+            taken[taken <= torch.finfo(taken.dtype).min / 2] = -torch.inf
+        return taken
+
+
+def _write_together(view: Tensor, group: Sequence[Write]) -> None:
+    first = group[0]
+    value: Any = first.value
+    if isinstance(value, Tensor):
+        value = torch.cat([write.value for write in group if isinstance(write.value, Tensor)])
+        if value.shape[-1] < view.shape[-1]:  # the keys of a row that is shorter than its batch
+            view = view[..., : value.shape[-1]]
+    index = [[write.lane for write in group for _ in write.slots], [slot for write in group for slot in write.slots]]
+    if first.head is not None:
+        index.append([write.head for write in group for _ in write.slots])  # type: ignore[misc]  # of one kind
+    where = tuple(torch.tensor(axis, device=view.device) for axis in index)
+    match first.operation:
+        case "set":
+            view[where] = value
+        case "add":
+            view[where] += value
+        case "scale":
+            view[where] *= value
