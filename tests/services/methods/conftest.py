@@ -1,0 +1,82 @@
+"""Methods run as a worker runs them: a real engine on a real model, inputs resolved by the catalogue."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from services.catalogue.catalogue import Catalogue, model_folder, open_catalogue
+from services.catalogue.resolve import Limits, resolve
+from services.contracts.job import JobResult, JobSpec
+from services.engine.engine import Engine, EngineLimits
+from services.engine.ticket import JobTicket
+from services.methods.context import MethodContext, SaeInUse
+from services.methods.registry import run_method
+from services.models.load import LoadedModel, load_model
+from tests.prepared import prepare_family
+
+FAMILIES = ("gpt2", "llama", "gpt_neox", "gemma2")
+SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    with Engine(EngineLimits(threads=1)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    """A catalogue of one tiny model per family."""
+    home = tmp_path_factory.mktemp("home")
+    for family in FAMILIES:
+        prepare_family(family, tmp_path_factory.mktemp("sources"), home)
+    return open_catalogue(home)
+
+
+class Laboratory:
+    """Runs specifications on the models of a catalogue, each loaded once."""
+
+    def __init__(self, engine: Engine, catalogue: Catalogue) -> None:
+        self.engine = engine
+        self.catalogue = catalogue
+        self._models: dict[str, LoadedModel] = {}
+
+    def model(self, model_id: str) -> LoadedModel:
+        if model_id not in self._models:
+            facts = self.catalogue.model(model_id)
+            self._models[model_id] = load_model(
+                self.folder(model_id), facts, device=torch.device("cpu"), dtype=torch.float32
+            )
+        return self._models[model_id]
+
+    def folder(self, model_id: str) -> Path:
+        return model_folder(self.catalogue.home, model_id)
+
+    def run(self, body: dict[str, Any], sae: SaeInUse | None = None) -> JobResult:
+        spec = SPEC.validate_json(json.dumps(body))
+        context = MethodContext(
+            model=self.model(spec.model),
+            engine=self.engine,
+            ticket=JobTicket("job", "owner"),
+            inputs=resolve(spec, self.catalogue, Limits()),
+            tokenizer=self.catalogue.tokenizer(spec.model),
+            sae=sae,
+        )
+        return run_method(spec, context)
+
+
+@pytest.fixture(scope="session")
+def laboratory(engine: Engine, tiny: Catalogue) -> Laboratory:
+    return Laboratory(engine, tiny)
+
+
+@pytest.fixture(scope="session")
+def smollm2(engine: Engine, catalogue: Catalogue) -> Laboratory:
+    return Laboratory(engine, catalogue)
