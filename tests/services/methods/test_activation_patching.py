@@ -47,6 +47,11 @@ def array(estimate: Any) -> Any:
     return estimate.array()
 
 
+def dims(estimate: Any) -> tuple[str, ...]:
+    assert isinstance(estimate, InlineTensor)
+    return estimate.dims
+
+
 def ids(result: PatchingResult, pair: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
     tokens = result.pairs[pair].tokens
     return tokens.clean.ids, tokens.corrupted.ids
@@ -84,7 +89,7 @@ def test_every_cell_by_position_equals_a_plain_forward_pass(
         ]
     )
     effects = array(result.effects)
-    assert result.effects.dims == ("layer", "position")
+    assert dims(result.effects) == ("layer", "position")
     assert np.abs(expected).max() > 200 * TOLERANCE, "the reference itself must see an effect"
     np.testing.assert_allclose(effects, expected, atol=TOLERANCE)
     np.testing.assert_allclose(array(result.normalized), expected / (other - base), atol=1e-3, rtol=1e-3)
@@ -106,10 +111,10 @@ def test_every_head_equals_a_plain_forward_pass(laboratory: Laboratory, family: 
         logits = reference.patched(corrupted, clean, ("z", layer), position, head)
         return float(logits[-1, answer] - logits[-1, foil]) - result.pairs[0].baselines.corrupted
 
-    assert result.effects.dims == ("layer", "head")
+    assert dims(result.effects) == ("layer", "head")
     expected = [[effect(layer, head, None) for head in range(4)] for layer in range(3)]
     np.testing.assert_allclose(array(result.effects), expected, atol=TOLERANCE)
-    assert by_position.effects.dims == ("layer", "head", "position")
+    assert dims(by_position.effects) == ("layer", "head", "position")
     last = len(clean)
     cells = [[[effect(layer, head, at) for at in (last - 5, last - 1)] for head in (3, 1)] for layer in (2, 0)]
     np.testing.assert_allclose(array(by_position.effects), cells, atol=TOLERANCE)
