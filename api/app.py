@@ -1,0 +1,43 @@
+"""The gateway as an ASGI application on the ports it is given. Importing or building it connects to nothing."""
+
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from api.dependencies import GatewayServices
+from api.docs import add_docs
+from api.envelope import EnvelopeMiddleware
+from api.handlers import on_http_exception, on_invalid_parameters
+from api.limits import LimitsMiddleware, RequestLimits
+from api.openapi import describe
+from api.routes import ROUTERS
+
+
+def create_app(services: GatewayServices, limits: RequestLimits) -> FastAPI:
+    """The application on `services`."""
+    app = FastAPI(
+        title="lensd",
+        version=version("lensd"),
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        # FastAPI's own telemetry would take the texts of errors, prompts among them, out of the process.
+        telemetry={
+            "auto_configure": False,
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+        },
+        exception_handlers={HTTPException: on_http_exception, RequestValidationError: on_invalid_parameters},
+    )
+    app.state.services = services
+    for router in ROUTERS:
+        app.include_router(router)
+    add_docs(app, describe())
+    app.add_middleware(LimitsMiddleware, limits=limits)
+    app.add_middleware(EnvelopeMiddleware)
+    return app

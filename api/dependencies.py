@@ -1,0 +1,51 @@
+"""What the routes stand on: the ports, handed in by whoever builds the application, and how a route reaches them."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, TypeVar
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from fastapi import Depends, Request
+
+from services.catalogue.catalogue import Catalogue
+from services.catalogue.resolve import Limits
+from services.jobs.ports import Blobs, Doorbell, JobEvents, JobStore, WorkerRegistry
+from services.tenants.keys import KeyStore
+
+_CONCURRENT_READS = 2
+"""Bodies parsed and tokenised at once: both are pure computation, so more would only crowd out the small requests."""
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class GatewayServices:
+    """Everything the gateway needs from outside itself."""
+
+    store: JobStore
+    events: JobEvents
+    doorbell: Doorbell
+    blobs: Blobs
+    workers: WorkerRegistry
+    keys: KeyStore
+    catalogue: Catalogue
+    limits: Limits
+    pool: str
+    """The worker pool that jobs go to."""
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the process is asked to stop: whoever waits for a job then answers with what there is."""
+    _reading: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_CONCURRENT_READS))
+
+    async def read(self, work: Callable[[], Answer]) -> Answer:
+        """Parse, tokenise and check what a client sent: off the event loop, a few at a time."""
+        return await anyio.to_thread.run_sync(work, limiter=self._reading)
+
+
+def _services(request: Request) -> GatewayServices:
+    services: GatewayServices = request.app.state.services
+    return services
+
+
+Services = Annotated[GatewayServices, Depends(_services)]

@@ -1,0 +1,62 @@
+"""How answers are documented: problems under `application/problem+json` only, other bodies under their own type."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from api.errors import PROBLEM_MEDIA_TYPE
+
+Responses = dict[int | str, dict[str, Any]]
+
+PROBLEM_REF = {"$ref": "#/components/schemas/Problem"}
+
+_PROBLEMS: Mapping[int, str] = {
+    400: "The body is not JSON.",
+    401: "No valid API key.",
+    403: "The key lacks the scope.",
+    404: "There is no such thing, or it is not yours.",
+    406: "None of the representations is acceptable.",
+    409: "The job is not in a state that allows this.",
+    410: "The result is lost.",
+    413: "The body is too large.",
+    415: "The body is not uncompressed application/json.",
+    422: "Something in the request is wrong: see `errors`.",
+    431: "Path, query and headers are too large.",
+    500: "Something went wrong inside lensd.",
+    503: "Not now: try again after `Retry-After` seconds.",
+}
+_ALWAYS = (431, 500)
+_WITH_KEY = (401, 403, 503)
+
+
+def problems(*statuses: int, key: bool = True) -> Responses:
+    """The problems that a route can answer with, beside those that every route can."""
+    every = {*statuses, *_ALWAYS, *(_WITH_KEY if key else ())}
+    return {status: _problem(status) for status in sorted(every)}
+
+
+def body(schema: str, description: str) -> dict[str, Any]:
+    """A JSON body of the schema called `schema`."""
+    return content("application/json", {"$ref": f"#/components/schemas/{schema}"}, description)
+
+
+def content(media_type: str, schema: Mapping[str, Any], description: str) -> dict[str, Any]:
+    return {"description": description, "content": {media_type: {"schema": dict(schema)}}}
+
+
+def request_body(schema: str, examples: Mapping[str, Any]) -> dict[str, Any]:
+    """The documentation of a body that the route parses by itself."""
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": f"#/components/schemas/{schema}"},
+                    "examples": {name: {"value": value} for name, value in examples.items()},
+                }
+            },
+        }
+    }
+
+
+def _problem(status: int) -> dict[str, Any]:
+    return content(PROBLEM_MEDIA_TYPE, PROBLEM_REF, _PROBLEMS[status])

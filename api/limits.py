@@ -1,0 +1,92 @@
+"""What a request may weigh, checked before anything reads it: headers, form of the body, bytes as they stream in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.violations import show
+from services.contracts.errors import ErrorCode, Refused
+
+_METHODS_WITH_BODY = ("POST", "PUT", "PATCH")
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    body_bytes: int = 1_000_000
+    header_bytes: int = 16_384
+    """Of the path, the query and all headers together."""
+    headers: int = 100
+
+
+class LimitsMiddleware:
+    """Raises Refused; the bytes of a body are counted while the application reads them, so none is buffered here."""
+
+    def __init__(self, app: ASGIApp, limits: RequestLimits) -> None:
+        self.app = app
+        self.limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        self._check_headers(scope, headers)
+        if scope["method"] in _METHODS_WITH_BODY:
+            _check_form(headers)
+            self._check_length(headers)
+        await self.app(scope, self._counted(receive), send)
+
+    def _check_headers(self, scope: Scope, headers: Headers) -> None:
+        weight = sum(len(name) + len(value) for name, value in headers.raw)
+        weight += len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        if len(headers.raw) > self.limits.headers or weight > self.limits.header_bytes:
+            raise Refused(
+                ErrorCode.HEADERS_TOO_LARGE,
+                f"path, query and headers have {weight:,} bytes in {len(headers.raw)} headers: "
+                f"at most {self.limits.header_bytes:,} bytes and {self.limits.headers} headers",
+            )
+
+    def _check_length(self, headers: Mapping[str, str]) -> None:
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self.limits.body_bytes:
+            raise self._too_large(f"has {int(length):,} bytes")
+
+    def _counted(self, receive: Receive) -> Receive:
+        received = 0
+
+        async def counting() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.limits.body_bytes:
+                raise self._too_large("is too large")
+            return message
+
+        return counting
+
+    def _too_large(self, how: str) -> Refused:
+        message = f"the body {how}: at most {self.limits.body_bytes:,} bytes; split the work over several jobs"
+        return Refused(ErrorCode.BODY_TOO_LARGE, message)
+
+
+def _check_form(headers: Mapping[str, str]) -> None:
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise Refused(
+            ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+            f"content-encoding {show(encoding)} is not accepted: send the body as it is",
+        )
+    content_type = headers.get("content-type")
+    if content_type is None:
+        if "transfer-encoding" not in headers and headers.get("content-length", "0") == "0":
+            return
+        raise Refused(ErrorCode.UNSUPPORTED_MEDIA_TYPE, "a body needs `Content-Type: application/json`")
+    media_type, _, parameters = content_type.partition(";")
+    charset = parameters.strip().lower()
+    if media_type.strip().lower() != "application/json" or charset not in ("", "charset=utf-8", 'charset="utf-8"'):
+        raise Refused(
+            ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+            f"content-type {show(content_type)} is not accepted: send application/json in UTF-8",
+        )

@@ -1,0 +1,63 @@
+"""One line per event on stderr, for a person or for a machine; every line of a request carries its id.
+
+Prompts, specifications and keys never go into a log.
+"""
+
+import json
+import logging
+import logging.config
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Literal
+
+LogFormat = Literal["console", "json"]
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The id of the request being served, also in the threads it uses."""
+
+
+def configure(log_format: LogFormat, level: str) -> None:
+    """Send every logger of the process, uvicorn's among them, through one handler."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"console": {"()": ConsoleFormatter}, "json": {"()": JsonFormatter}},
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": log_format}},
+            "root": {"level": level, "handlers": ["stderr"]},
+            "loggers": {"uvicorn": {"level": "WARNING"}, "uvicorn.error": {"level": "WARNING"}},
+        }
+    )
+
+
+class ConsoleFormatter(logging.Formatter):
+    """`12:00:00 INFO api.access: GET /v1/models 200 request=… ms=1.4`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S")
+        fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
+        line = f"{when} {record.levelname} {record.name}: {record.getMessage()}{fields}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JsonFormatter(logging.Formatter):
+    """The same as one JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    """What `extra={"fields": {…}}` brought, after the id of the request."""
+    current = request_id.get()
+    fields: dict[str, object] = {"request_id": current} if current else {}
+    return {**fields, **getattr(record, "fields", {})}

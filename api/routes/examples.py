@@ -1,0 +1,31 @@
+"""The jobs shown in the API's documentation: one of each kind, ready to be sent."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_CLEAN = "When John and Mary went to the shops, John gave the bag to"
+_CORRUPTED = "When John and Mary went to the shops, Mary gave the bag to"
+
+JOBS: Mapping[str, Mapping[str, Any]] = {
+    "patching": {
+        "kind": "patching",
+        "model": "smollm2-135m",
+        "method": {"type": "activation_patching", "site": "resid_pre", "mode": "denoising"},
+        "pairs": [{"clean": _CLEAN, "corrupted": _CORRUPTED, "answer": " Mary", "foil": " John"}],
+        "metric": {"type": "logit_diff"},
+    },
+    "attribution": {
+        "kind": "attribution",
+        "model": "smollm2-135m",
+        "method": {"type": "direct_logit_attribution"},
+        "examples": [{"prompt": _CLEAN, "answer": " Mary", "foil": " John"}],
+        "metric": {"type": "logit_diff"},
+    },
+    "features": {
+        "kind": "features",
+        "model": "smollm2-135m",
+        "sae": "smollm2-135m-l15-resid-post",
+        "prompts": ["The Eiffel Tower is in Paris"],
+        "top_k": 10,
+    },
+}

@@ -1,0 +1,182 @@
+"""Posting jobs, following them, and letting them go."""
+
+from contextlib import suppress
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+
+from api.auth import Reader, Submitter
+from api.bodies import BodyParser
+from api.dependencies import GatewayServices, Services
+from api.documented import body, content, problems, request_body
+from api.events import ended_within, resume_point, stream
+from api.lookup import JobId, find_job, not_found
+from api.preferences import Prefer, preference_applied, preferred_wait
+from api.representations import job_json
+from api.routes.examples import JOBS
+from services.catalogue.resolve import resolve
+from services.contracts.base import Contract
+from services.contracts.errors import Unavailable
+from services.contracts.job import JobSpec, JobStatus, JobSummary
+from services.jobs.ids import new_job_id
+from services.jobs.ports import JobFilter
+from services.jobs.record import JobRecord, NewJob
+from services.tenants.keys import ApiKey
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+POLL_AFTER_S = 1
+"""What `Retry-After` proposes to a client that does not follow the events."""
+
+_parser: BodyParser[JobSpec] = BodyParser(TypeAdapter(JobSpec))
+
+
+class JobQuery(BaseModel):
+    """Which of the caller's jobs to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: JobStatus | None = None
+    kind: Literal["patching", "attribution", "features"] | None = None
+    label: Annotated[str | None, Field(max_length=200)] = None
+    cursor: Annotated[str | None, Field(max_length=500, description="As the previous page gave it.")] = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+
+
+class JobList(Contract):
+    """A page of jobs, newest first. Under a filter a page may be short, even empty, and still have a cursor."""
+
+    jobs: tuple[JobSummary, ...]
+    cursor: Annotated[str | None, Field(description="Ask for the next page with it; null on the last one.")]
+
+
+@router.post(
+    "",
+    operation_id="submit_job",
+    status_code=202,
+    response_class=Response,
+    responses={
+        200: body("JobView", "The job ended within the time of `Prefer: wait`."),
+        202: body("JobView", "The job is accepted; `Location` is where it is."),
+        **problems(400, 413, 415, 422),
+    },
+    openapi_extra=request_body("JobSpec", JOBS),
+)
+async def submit_job(request: Request, services: Services, key: Submitter, prefer: Prefer = None) -> Response:
+    """Post a job. What can be known to be wrong with it is refused at once, before it is queued."""
+    raw = await request.body()
+    job = await services.read(lambda: _admit(raw, key, services))
+    record = await run_in_threadpool(services.store.create, job)
+    await run_in_threadpool(services.doorbell.ring, job.pool)
+    wait = preferred_wait(prefer)
+    record = await _settled(services, record, wait)
+    headers = {"Location": f"/v1/jobs/{record.id}", **preference_applied(wait)}
+    if record.status.terminal:
+        return await _answer(services, record, 200, headers)
+    return await _answer(services, record, 202, {**headers, "Retry-After": str(POLL_AFTER_S)})
+
+
+@router.get("", operation_id="list_jobs", responses=problems(422))
+def list_jobs(services: Services, key: Reader, query: Annotated[JobQuery, Query()]) -> JobList:
+    """The caller's jobs, newest first, without their results."""
+    where = JobFilter(status=query.status, kind=query.kind, label=query.label)
+    page = services.store.list(key.owner, where, query.cursor, query.limit)
+    return JobList(jobs=page.jobs, cursor=page.cursor)
+
+
+@router.get(
+    "/{job_id}",
+    operation_id="get_job",
+    response_class=Response,
+    responses={200: body("JobView", "The job as it is now."), **problems(404, 422)},
+)
+async def get_job(services: Services, key: Reader, job_id: JobId, prefer: Prefer = None) -> Response:
+    """A job: its status, its progress, and once it has ended its result or its error."""
+    record = await run_in_threadpool(find_job, services, key, job_id)
+    wait = preferred_wait(prefer)
+    return await _answer(services, await _settled(services, record, wait), 200, preference_applied(wait))
+
+
+@router.post(
+    "/{job_id}/cancel",
+    operation_id="cancel_job",
+    response_class=Response,
+    responses={200: body("JobView", "The job, cancelled or asked to stop."), **problems(404, 422)},
+)
+def cancel_job(services: Services, key: Submitter, job_id: JobId) -> Response:
+    """Cancel a job: a queued one at once, a running one within moments. One that has ended is left as it is."""
+    find_job(services, key, job_id)
+    record = services.store.cancel(job_id)
+    if record is None:
+        raise not_found(job_id)
+    return Response(job_json(record, services.blobs), media_type="application/json")
+
+
+@router.delete("/{job_id}", operation_id="delete_job", status_code=204, responses=problems(404, 409, 422))
+def delete_job(services: Services, key: Submitter, job_id: JobId) -> None:
+    """Forget a job and its result. One that runs must be cancelled first."""
+    find_job(services, key, job_id)
+    if services.store.delete(job_id) is None:
+        raise not_found(job_id)
+    # The job is gone; blobs that cannot be deleted now are swept later.
+    with suppress(Unavailable):
+        services.blobs.delete(job_id)
+
+
+@router.get(
+    "/{job_id}/events",
+    operation_id="stream_job_events",
+    response_class=Response,
+    responses={
+        200: content(
+            "text/event-stream",
+            {"type": "string"},
+            "Events named by the job's status, each with the job (a JobSummary) as its data; the first is a snapshot, "
+            "the last is terminal.",
+        ),
+        204: {"description": "The job has ended, and `Last-Event-ID` is its last event."},
+        **problems(404, 422),
+    },
+)
+async def stream_job_events(
+    services: Services,
+    key: Reader,
+    job_id: JobId,
+    last_event_id: Annotated[str | None, Header(description="Resume after this event.", max_length=100)] = None,
+) -> Response:
+    """Follow a job as server-sent events."""
+    record = await run_in_threadpool(find_job, services, key, job_id)
+    after = resume_point(last_event_id)
+    if record.status.terminal and after == str(record.version):
+        return Response(status_code=204)
+    frames = stream(services.events.watch(job_id, after), services.closing)
+    return StreamingResponse(frames, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+def _admit(raw: bytes, key: ApiKey, services: GatewayServices) -> NewJob:
+    """The job that `raw` asks for, checked and tokenised; raises InvalidSpec and what BodyParser raises."""
+    spec = _parser.parse(raw)
+    inputs = resolve(spec, services.catalogue, services.limits)
+    return NewJob(id=new_job_id(), owner=key.owner, pool=services.pool, spec=spec, inputs=inputs)
+
+
+async def _settled(services: GatewayServices, record: JobRecord, wait: int | None) -> JobRecord:
+    """The record after waiting for the job to end.
+
+    If the store goes away meanwhile, the record as it was: the job is accepted, and the client must learn its id.
+    """
+    if not wait or record.status.terminal:
+        return record
+    try:
+        await ended_within(services.events, record.id, wait, services.closing)
+        return await run_in_threadpool(services.store.get, record.id) or record
+    except Unavailable:
+        return record
+
+
+async def _answer(services: GatewayServices, record: JobRecord, status: int, headers: dict[str, str]) -> Response:
+    view = await run_in_threadpool(job_json, record, services.blobs)
+    return Response(view, status, headers, media_type="application/json")

@@ -1,0 +1,54 @@
+"""What the gateway can be told, through `LENSD_*` variables; nothing else in it reads the environment."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ByteSize, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from api.logs import LogFormat
+
+_PLACEHOLDER = re.compile(
+    r"change.?(me|this)|replace.?(me|this)|placeholder|example|password|passwd|secret|x{4}|<.*>|\$\{.*\}|^\*+$",
+    re.IGNORECASE,
+)
+_PASSWORD_IN_URL = re.compile(r"^[a-z+]+://[^/@]*:([^/@]*)@", re.IGNORECASE)
+
+
+def _refuse_placeholder(value: SecretStr) -> SecretStr:
+    """A secret copied from an example is no secret: the gateway does not start with one."""
+    if _PLACEHOLDER.search(value.get_secret_value()):
+        raise ValueError("this is a placeholder: put a real secret in its place")
+    return value
+
+
+def _refuse_placeholder_password(url: SecretStr) -> SecretStr:
+    match = _PASSWORD_IN_URL.match(url.get_secret_value())
+    if match is not None:
+        _refuse_placeholder(SecretStr(match[1]))
+    return url
+
+
+Secret = Annotated[SecretStr, AfterValidator(_refuse_placeholder)]
+SecretUrl = Annotated[SecretStr, AfterValidator(_refuse_placeholder_password)]
+
+
+class GatewaySettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="LENSD_", env_ignore_empty=True, frozen=True, extra="ignore")
+
+    home: Path = Path(".lensd")
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65_535)] = 8321
+    redis_url: SecretUrl = SecretStr("redis://127.0.0.1:6379/0")
+    bootstrap_key: Secret | None = None
+    """An API key with all scopes to have; without it, the first start of all makes one and shows it once."""
+    pool: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")] = "default"
+    """The worker pool that jobs go to."""
+    blobs: Literal["folder", "redis"] = "folder"
+    log_format: LogFormat = "console"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    max_body: Annotated[ByteSize, Field(ge=1_000, le=100_000_000)] = ByteSize(1_000_000)
+    max_job_tokens: Annotated[int, Field(ge=1, le=100_000_000)] = 200_000
+    shutdown_s: Annotated[int, Field(ge=0, le=600)] = 10
+    """How long requests under way may take to end when the gateway is asked to stop."""

@@ -1,0 +1,107 @@
+"""The gateway on the fakes of its ports and a tiny catalogue, reached through httpx without a network."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from api.app import create_app
+from api.dependencies import GatewayServices
+from api.limits import RequestLimits
+from services.catalogue.catalogue import Catalogue, open_catalogue
+from services.catalogue.resolve import Limits
+from services.contracts.job import JobError, JobProgress
+from services.jobs.memory import MemoryBlobs, MemoryDoorbell, MemoryEvents, MemoryJobStore, MemoryWorkers
+from services.jobs.policy import JobPolicy
+from services.jobs.record import Claim, Failed, StoredResult, Succeeded
+from services.tenants.keys import Scope, new_key
+from services.tenants.memory import MemoryKeyStore
+from tests.api.catalogue import write_catalogue
+
+POOL = "default"
+WORKER = "worker-1"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def tiny_catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    home: Path = tmp_path_factory.mktemp("home")
+    write_catalogue(home)
+    return open_catalogue(home)
+
+
+@dataclass
+class Stand:
+    """The gateway under test and what stands behind it."""
+
+    app: FastAPI
+    services: GatewayServices
+    store: MemoryJobStore
+    doorbell: MemoryDoorbell
+    blobs: MemoryBlobs
+    workers: MemoryWorkers
+    keys: MemoryKeyStore
+
+    def key(self, owner: str, *scopes: Scope) -> str:
+        """A fresh key of `owner`, with all scopes unless some are named."""
+        plaintext, record = new_key(owner, "test", scopes or tuple(Scope))
+        self.keys.put(record)
+        return plaintext
+
+    def client(self, key: str | None, app: FastAPI | None = None) -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.AsyncClient(
+            transport=httpx.ASGITransport(app or self.app), base_url="http://lensd", headers=headers
+        )
+
+    def claim(self) -> Claim:
+        """Take the next job, as a worker would."""
+        claim = self.store.claim(POOL, WORKER)
+        assert claim is not None
+        return claim
+
+    def advance(self, claim: Claim, done: int) -> None:
+        self.store.progress(claim, JobProgress(done=done, planned=10))
+
+    def succeed(self, claim: Claim, result: StoredResult) -> None:
+        assert self.store.finish(claim, Succeeded(result))
+
+    def fail(self, claim: Claim, error: JobError) -> None:
+        assert self.store.finish(claim, Failed(error))
+
+    def app_with(self, **ports: Any) -> FastAPI:
+        """The same gateway with some of its ports exchanged."""
+        return create_app(replace(self.services, **ports), RequestLimits())
+
+
+@pytest.fixture
+def stand(tiny_catalogue: Catalogue) -> Stand:
+    store, keys, blobs = MemoryJobStore(JobPolicy()), MemoryKeyStore(), MemoryBlobs()
+    doorbell, workers = MemoryDoorbell(), MemoryWorkers()
+    services = GatewayServices(
+        store=store,
+        events=MemoryEvents(store),
+        doorbell=doorbell,
+        blobs=blobs,
+        workers=workers,
+        keys=keys,
+        catalogue=tiny_catalogue,
+        limits=Limits(tokens=10_000),
+        pool=POOL,
+    )
+    return Stand(create_app(services, RequestLimits()), services, store, doorbell, blobs, workers, keys)
+
+
+@pytest.fixture
+async def client(stand: Stand) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with a key of all scopes."""
+    async with stand.client(stand.key("alice")) as client:
+        yield client
