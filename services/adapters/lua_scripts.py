@@ -15,22 +15,24 @@ Argument = str | bytes | int | float
 class LuaScripts:
     """Runs scripts by name; their headers say what they take and return."""
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: Redis, prelude: str | None = None) -> None:
         self._client = client
+        self._prelude = prelude
         self._scripts: dict[str, Script] = {}
 
     def run(self, name: str, *arguments: Argument) -> Any:
         """Raises Unavailable(STORE_UNAVAILABLE)."""
         script = self._scripts.get(name)
         if script is None:
-            script = self._scripts[name] = self._client.register_script(_source(name))
+            script = self._scripts[name] = self._client.register_script(_source(name, self._prelude))
         with store_errors():
             return script(args=arguments)
 
 
 @cache
-def _source(name: str) -> str:
-    """The script with the prelude after its shebang line, which must come first."""
+def _source(name: str, prelude: str | None) -> str:
+    """The script, its prelude after the shebang line, which must come first."""
     lua = resources.files("services.adapters") / "lua"
     shebang, _, body = (lua / f"{name}.lua").read_text().partition("\n")
-    return f"{shebang}\n{(lua / 'prelude.lua').read_text()}\n{body}"
+    shared = "" if prelude is None else (lua / f"{prelude}.lua").read_text()
+    return f"{shebang}\n{shared}\n{body}"

@@ -14,7 +14,6 @@ from services.adapters.redis_client import store_errors
 from services.adapters.redis_records import (
     RECORD_FIELDS,
     SUMMARY_FIELDS,
-    Hash,
     claim_of,
     flat_hash,
     hash_of,
@@ -23,6 +22,7 @@ from services.adapters.redis_records import (
     moment,
     policy_argument,
     record_of,
+    record_or_none,
 )
 from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
 from services.contracts.job import JobError, JobProgress, JobStatus, JobSummary
@@ -54,11 +54,11 @@ _WHY_FULL = {
 
 
 class RedisJobStore:
-    """Implements `services.jobs.ports.JobStore`; the keys are listed in `lua/prelude.lua`."""
+    """Implements `services.jobs.ports.JobStore`; the keys are listed in `lua/job_prelude.lua`."""
 
     def __init__(self, client: Redis, policy: JobPolicy) -> None:
         self._client = client
-        self._scripts = LuaScripts(client)
+        self._scripts = LuaScripts(client, prelude="job_prelude")
         self._policy = policy_argument(policy)
 
     def create(self, job: NewJob, idempotency: Idempotency | None = None) -> JobRecord:
@@ -204,7 +204,7 @@ class RedisJobStore:
             for job_id in job_ids:
                 pipeline.hmget(f"lensd:job:{job_id}", fields)
             return [
-                _record_or_none(job_id, hash_of(fields, values))
+                record_or_none(job_id, hash_of(fields, values))
                 for job_id, values in zip(job_ids, pipeline.execute(), strict=True)
             ]
 
@@ -231,16 +231,6 @@ def _read_cursor(cursor: str) -> int:
     if not re.fullmatch(rb"[0-9]{1,20}", created):
         raise Refused(ErrorCode.INVALID_REQUEST, "this cursor is not one that a page of jobs came with")
     return int(created)
-
-
-def _record_or_none(job_id: str, fields: Hash) -> JobRecord | None:
-    if not fields:
-        return None
-    try:
-        return record_of(job_id, fields)
-    except (KeyError, ValueError):
-        _log.exception("the record of %s is malformed", job_id)
-        return None
 
 
 def _reservation(owner: str, key: str) -> str:

@@ -1,5 +1,6 @@
 """How a job record lies in a Redis hash: JSON for what never changes, one small field for each thing that does."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -40,8 +41,9 @@ SUMMARY_FIELDS = tuple(field for field in RECORD_FIELDS if field != "result")
 KEPT_EVENTS = 64
 KEPT_SHARED_EVENTS = 10_000
 
+_log = logging.getLogger(__name__)
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_TIMES = ("created_at", "deadline_at", "started_at", "finished_at", "expires_at")
 _SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
 
 
@@ -78,6 +80,8 @@ def record_of(job_id: str, fields: Hash) -> JobRecord:
         pool=fields["pool"].decode(),
         priority=fields["priority"].decode(),
         cancel_requested="cancel_requested" in fields,
+        created_at=moment(fields["created_at"]),
+        deadline_at=_time(fields, "deadline_at"),
         result=StoredResult.model_validate_json(fields["result"]) if "result" in fields else None,
         version=int(fields["version"]),
         **orjson.loads(fields["head"]),
@@ -85,15 +89,32 @@ def record_of(job_id: str, fields: Hash) -> JobRecord:
     )
 
 
+def record_or_none(job_id: str, fields: Hash) -> JobRecord | None:
+    """The record, or None if there is none; a malformed one is logged and counts as none."""
+    if not fields:
+        return None
+    try:
+        return record_of(job_id, fields)
+    except (KeyError, ValueError):
+        _log.exception("the record of %s is malformed", job_id)
+        return None
+
+
 def state_of(fields: Hash) -> dict[str, Any]:
-    """What changes while a job lives, by the names of JobRecord and JobSummary."""
+    """What changes while a job lives, by the names of JobRecord and JobSummary: all that an event says."""
     return {
-        **{name: moment(fields[name]) for name in _TIMES if name in fields},
         "status": JobStatus(fields["status"].decode()),
+        "started_at": _time(fields, "started_at"),
+        "finished_at": _time(fields, "finished_at"),
+        "expires_at": _time(fields, "expires_at"),
         "attempt": int(fields["attempt"]),
         "progress": JobProgress(done=int(fields.get("done", 0)), planned=int(fields.get("planned", 0))),
         "error": JobError.model_validate_json(fields["error"]) if "error" in fields else None,
     }
+
+
+def _time(fields: Hash, name: str) -> datetime | None:
+    return moment(fields[name]) if name in fields else None
 
 
 def claim_of(job_id: str, fields: Hash, worker: str) -> Claim:
