@@ -2,7 +2,7 @@
 
 import os
 import threading
-from typing import Protocol, TextIO
+from typing import IO, Protocol
 
 _COLOURS = {"lensd": "1;37", "prepare": "35", "valkey": "33", "gateway": "36", "worker": "32"}
 _NAME_WIDTH = 8
@@ -19,7 +19,7 @@ class Log(Protocol):
 class StreamLog:
     """Lines prefixed with the name of their process, in colour on a terminal (unless NO_COLOR is set)."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
         self._coloured = stream.isatty() and not os.environ.get("NO_COLOR")
         self._lock = threading.Lock()
