@@ -60,7 +60,7 @@ def _wanted(entry_id: str, ids: Sequence[str]) -> bool:
 
 
 def _refuse_unknown(ids: Sequence[str], catalogue: OperatorCatalogue) -> None:
-    known = {entry.id for entry in (*catalogue.models, *catalogue.saes)}
+    known = {model.id for model in catalogue.models} | {sae.id for sae in catalogue.saes}
     unknown = sorted(set(ids) - known)
     if unknown:
         raise CatalogueError(f"the catalogue has no {', '.join(unknown)}: it lists {', '.join(sorted(known))}")

@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class WorkerSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="LENSD_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="LENSD_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     home: Path = Path(".lensd")
     catalogue: Path = Path("deploy/catalogue.toml")
@@ -17,16 +17,17 @@ class WorkerSettings(BaseSettings):
     pool: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")] = "default"
     device: str = "cpu"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
-    threads: Annotated[int, Field(ge=1, le=256, description="torch's intra-op threads; more than cores is a disaster")] = (
-        min(8, os.cpu_count() or 1)
-    )
+    threads: Annotated[
+        int, Field(ge=1, le=256, description="torch's intra-op threads; more than cores is a disaster")
+    ] = min(8, os.cpu_count() or 1)
     slots: Annotated[int, Field(ge=1, le=256, description="jobs that may run at once")] = 32
     model_cache_bytes: Annotated[int, Field(gt=0)] = 8 * 2**30
+    sae_cache_bytes: Annotated[int, Field(gt=0)] = 2 * 2**30
     batch_tokens: Annotated[int, Field(ge=16, le=1_000_000)] = 2_048
     base_run_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20
-    lease_s: Annotated[float, Field(ge=1, le=600)] = 15.0
-    heartbeat_s: Annotated[float, Field(ge=0.2, le=200)] = 3.0
-    drain_s: Annotated[float, Field(ge=0, le=3_600, description="how long a stopping worker lets its jobs run on")] = 5.0
+    drain_s: Annotated[float, Field(ge=0, le=3_600, description="how long a stopping worker lets its jobs run on")] = (
+        5.0
+    )
     preload: Annotated[bool, Field(description="load the pool's models at start instead of at the first job")] = True
     blobs: Literal["folder", "redis"] = "folder"
     log_format: Literal["console", "json"] = "console"

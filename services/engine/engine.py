@@ -7,7 +7,7 @@ and never see a hook, a batch or a pad token.
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -38,6 +38,10 @@ class EngineLimits:
     threads: int = 2
 
 
+def _ignore(_jobs: frozenset[str]) -> None:
+    pass
+
+
 class EngineClosed(Exception):
     """The engine was closed before the row had run."""
 
@@ -45,7 +49,10 @@ class EngineClosed(Exception):
 class Engine:
     """Runs rows of any number of jobs on any number of models, on one thread."""
 
-    def __init__(self, limits: EngineLimits | None = None) -> None:
+    def __init__(
+        self, limits: EngineLimits | None = None, *, on_batch: Callable[[frozenset[str]], None] = _ignore
+    ) -> None:
+        """`on_batch` hears on the engine's thread which jobs are in the next batch, whenever they change; none when idle."""
         self._limits = limits or EngineLimits()
         self._batch_tokens = self._limits.batch_tokens
         self._scheduler = Scheduler()
@@ -53,6 +60,7 @@ class Engine:
         self._wake = threading.Condition()
         self._closed = False
         self._running: frozenset[str] = frozenset()
+        self._on_batch = on_batch
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
@@ -88,10 +96,6 @@ class Engine:
         """Submit `rows` and wait for all of them; the first failure is raised."""
         return [future.result() for future in self.submit(model, rows, job=job)]
 
-    def running_jobs(self) -> frozenset[str]:
-        """The jobs whose rows are in the batch that runs now: the ones to blame if the process dies."""
-        return self._running
-
     def close(self) -> None:
         """Finish the batch that is running, give up what waits, end the thread."""
         with self._wake:
@@ -102,11 +106,19 @@ class Engine:
     def _loop(self) -> None:
         torch.set_num_threads(self._limits.threads)
         while batch := self._next_batch():
-            self._running = frozenset(task.ticket.id for task in batch)
+            self._announce(frozenset(task.ticket.id for task in batch))
             self._run_batch(batch)
-            self._running = frozenset()
+            with self._wake:
+                idle = not self._scheduler
+            if idle:
+                self._announce(frozenset())
         for ticket in self._scheduler.tickets():
             _fail(self._scheduler.remove(ticket), EngineClosed())
+
+    def _announce(self, jobs: frozenset[str]) -> None:
+        if jobs != self._running:
+            self._running = jobs
+            self._on_batch(jobs)
 
     def _next_batch(self) -> list[Task]:
         """Wait for rows; empty once the engine is closed."""

@@ -49,7 +49,8 @@ class Scheduler:
     def add(self, tasks: Iterable[Task]) -> None:
         for task in tasks:
             kinds = self._line.setdefault(task.ticket, OrderedDict())
-            kinds.setdefault(task.kind, deque()).append(task)
+            kind = (task.kind, task.ticket.id) if task.ticket.alone else task.kind
+            kinds.setdefault(kind, deque()).append(task)
 
     def remove(self, ticket: JobTicket) -> list[Task]:
         """Take all waiting rows of a job out of the line."""

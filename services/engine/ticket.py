@@ -16,7 +16,8 @@ class JobTicket:
     """One job's standing with the engine; shared by everything that submits rows for it.
 
     `owner` keeps one tenant's base runs out of another's sight. `cancelled` is polled before every batch. `on_progress`
-    gets rows done and rows planned so far, on the engine's thread: it must return at once.
+    gets rows done and rows planned so far, on the engine's thread: it must return at once. `alone` keeps the job's rows
+    out of batches with other jobs': a worker died over it before.
     """
 
     def __init__(
@@ -26,7 +27,9 @@ class JobTicket:
         *,
         cancelled: Callable[[], bool] = lambda: False,
         on_progress: Callable[[int, int], None] = _ignore,
+        alone: bool = False,
     ) -> None:
+        self.alone = alone
         self.id = job_id
         self.owner = owner
         self.cancelled = cancelled

@@ -1,0 +1,83 @@
+"""The worker's heartbeat: one thread that keeps its claims alive, carries progress out and orders to stop in.
+
+It beats through model loading and long chunks alike. When the store does not answer it tries again at the next beat: a
+lease that nobody else took in the meantime is revived.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from services.contracts.errors import Unavailable
+from services.jobs.ports import JobStore, WorkerRegistry, WorkerState
+from services.jobs.record import Claim
+from worker.running import RunningJob
+
+log = logging.getLogger("lensd.worker")
+
+
+class Heartbeat:
+    """Beats every `every_s` for whatever is being worked on; announces the worker itself with each beat."""
+
+    def __init__(
+        self, store: JobStore, registry: WorkerRegistry, state: Callable[[], WorkerState], every_s: float
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._state = state
+        self._every_s = every_s
+        self._jobs: dict[str, RunningJob] = {}
+        self._lock = threading.Lock()
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ending.set()
+        self._thread.join()
+
+    @contextmanager
+    def keeping(self, claim: Claim) -> Iterator[RunningJob]:
+        """Keep `claim` alive for the length of the block."""
+        job = RunningJob(claim)
+        with self._lock:
+            self._jobs[claim.job.id] = job
+        try:
+            yield job
+        finally:
+            with self._lock:
+                del self._jobs[claim.job.id]
+
+    def running(self) -> list[RunningJob]:
+        with self._lock:
+            return list(self._jobs.values())
+
+    def _beat_on(self) -> None:
+        answered = True
+        while not self._ending.wait(self._every_s):
+            try:
+                self._beat()
+            except Unavailable as error:
+                if answered:
+                    log.warning("the job store does not answer, trying on: %s", error.message)
+                answered = False
+            else:
+                if not answered:
+                    log.warning("the job store answers again")
+                answered = True
+
+    def _beat(self) -> None:
+        state = self._state()
+        self._registry.announce(state, ttl_s=max(5.0, 6 * self._every_s))
+        jobs = self.running()
+        if not jobs:
+            return
+        beats = self._store.heartbeat([job.claim for job in jobs])
+        for job in jobs:
+            job.hear(beats[job.claim.job.id])
+            progress = job.fresh_progress()
+            if progress is not None:
+                self._store.progress(job.claim, progress)

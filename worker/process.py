@@ -1,0 +1,129 @@
+"""The worker process: its composition root, and what happens when the doorbell rings.
+
+1. a slot wakes, claims jobs one after another until none is left, and goes back to sleep;
+2. a claimed job gets its model (loaded once, kept hot, pinned while in use) and its SAE, and runs its method;
+3. the result is stored, then the job is finished with the claim's fencing token: a stale claim changes nothing;
+4. asked to stop, the worker claims nothing more, lets its jobs run on for a while, then hands the rest back.
+"""
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+
+from services.adapters.celery_doorbell import CeleryDoorbell
+from services.adapters.folder_blobs import FolderBlobs
+from services.adapters.redis_blobs import RedisBlobs
+from services.adapters.redis_client import check_server, make_client
+from services.adapters.redis_jobs import RedisJobStore
+from services.adapters.redis_workers import RedisWorkers
+from services.catalogue.catalogue import open_catalogue
+from services.contracts.errors import Unavailable
+from services.jobs.policy import JobPolicy
+from services.jobs.ports import WorkerState
+from services.jobs.reaper import Reaper
+from services.jobs.record import Claim
+from worker.heartbeat import Heartbeat
+from worker.laboratory import Laboratory
+from worker.settings import WorkerSettings
+
+log = logging.getLogger("lensd.worker")
+
+POLL_S = 0.1
+
+
+class WorkerProcess:
+    """Everything that one worker owns. `start` connects and loads; `answer` is called by any number of slots."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        policy = JobPolicy()
+        url = settings.redis_url.get_secret_value()
+        patient, quick = make_client(url, patient=True), make_client(url, patient=False)
+        check_server(patient)
+        self._settings = settings
+        self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._store = RedisJobStore(patient, policy)
+        # What comes again by itself, or must not hold up the engine, does not wait for the store to come back.
+        self._quick_store = RedisJobStore(quick, policy)
+        self._registry = RedisWorkers(quick)
+        self._doorbell = CeleryDoorbell(url)
+        self._blobs = RedisBlobs(patient) if settings.blobs == "redis" else FolderBlobs(settings.home / "blobs")
+        self._laboratory = Laboratory(settings, open_catalogue(settings.home), self._note_batch)
+        self._heartbeat = Heartbeat(self._quick_store, self._registry, self._state, policy.heartbeat_s)
+        self._reaper = Reaper(self._quick_store, self._blobs, self._doorbell, every_s=policy.reap_every_s)
+        self._draining = threading.Event()
+
+    def start(self) -> None:
+        """Begin to beat, and load the pool's models in the background: the first job waits for its own alone."""
+        self._heartbeat.start()
+        self._reaper.start()
+        if self._settings.preload:
+            threading.Thread(target=self._laboratory.preload, name="preload", daemon=True).start()
+
+    def answer(self) -> None:
+        """Claim and run jobs until there are none, or the worker drains."""
+        while not self._draining.is_set():
+            try:
+                claim = self._store.claim(self._settings.pool, self._name)
+            except Unavailable as error:
+                log.warning("no job could be claimed: %s", error.message)
+                return
+            if claim is None:
+                return
+            self._run(claim)
+
+    def answer_soon(self) -> None:
+        """Look for work that was queued while nobody listened."""
+        self._doorbell.ring(self._settings.pool)
+
+    def drain(self) -> None:
+        """Claim nothing more; after a while make what still runs stop at its next chunk, to be handed back."""
+        if self._draining.is_set():
+            return
+        self._draining.set()
+        threading.Thread(target=self._hand_back_late, name="drain", daemon=True).start()
+
+    def stop(self) -> None:
+        """End every thread, and leave the list of workers."""
+        self._draining.set()
+        self._reaper.stop()
+        self._heartbeat.stop()
+        self._laboratory.close()
+        try:
+            self._registry.retire(self._name)
+        except Unavailable:
+            log.warning("the job store does not answer: this worker's name will expire by itself")
+
+    def _run(self, claim: Claim) -> None:
+        with self._heartbeat.keeping(claim) as job:
+            log.info("job %s: %s, attempt %s", claim.job.id, claim.spec.kind, claim.attempt)
+            ending = job.work(lambda: self._laboratory.run(claim, job.ticket), self._blobs)
+            try:
+                if ending is not None:
+                    accepted = self._store.finish(claim, ending)
+                    log.info("job %s: %s%s", claim.job.id, type(ending).__name__, "" if accepted else ", too late")
+                elif job.handed_back:
+                    self._store.release(claim)
+                    log.info("job %s: handed back", claim.job.id)
+            except Unavailable as error:
+                log.error("job %s: its end could not be stored, it will run again: %s", claim.job.id, error.message)
+
+    def _hand_back_late(self) -> None:
+        deadline = time.monotonic() + self._settings.drain_s
+        while self._heartbeat.running() and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        for job in self._heartbeat.running():
+            job.hand_back()
+
+    def _note_batch(self, job_ids: frozenset[str]) -> None:
+        """Tell the store whose rows are about to run: these jobs are blamed if this process dies of them."""
+        claims = [job.claim for job in self._heartbeat.running() if job.claim.job.id in job_ids]
+        try:
+            self._quick_store.executing(self._name, claims)
+        except Unavailable as error:
+            log.warning("the job store does not know what runs now: %s", error.message)
+
+    def _state(self) -> WorkerState:
+        return WorkerState(worker=self._name, pool=self._settings.pool, models=self._laboratory.models())
