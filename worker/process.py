@@ -27,6 +27,7 @@ from services.jobs.reaper import Reaper
 from services.jobs.record import Claim
 from worker.heartbeat import Heartbeat
 from worker.laboratory import Laboratory
+from worker.running import RunningJob
 from worker.settings import WorkerSettings
 
 log = logging.getLogger("lensd.worker")
@@ -102,6 +103,7 @@ class WorkerProcess:
             ending = job.work(lambda: self._laboratory.run(claim, job.ticket), self._blobs)
             try:
                 if ending is not None:
+                    self._report(job)
                     accepted = self._store.finish(claim, ending)
                     log.info("job %s: %s%s", claim.job.id, type(ending).__name__, "" if accepted else ", too late")
                 elif job.handed_back:
@@ -109,6 +111,12 @@ class WorkerProcess:
                     log.info("job %s: handed back", claim.job.id)
             except Unavailable as error:
                 log.error("job %s: its end could not be stored, it will run again: %s", claim.job.id, error.message)
+
+    def _report(self, job: RunningJob) -> None:
+        """The last word on progress, which the heartbeat may not have carried out yet."""
+        progress = job.fresh_progress()
+        if progress is not None:
+            self._store.progress(job.claim, progress)
 
     def _hand_back_late(self) -> None:
         deadline = time.monotonic() + self._settings.drain_s

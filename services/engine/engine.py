@@ -52,7 +52,7 @@ class Engine:
     def __init__(
         self, limits: EngineLimits | None = None, *, on_batch: Callable[[frozenset[str]], None] = _ignore
     ) -> None:
-        """`on_batch` hears on the engine's thread which jobs are in the next batch, whenever they change; none when idle."""
+        """`on_batch` hears, on the engine's thread, of the jobs in the next batch when they change; none when idle."""
         self._limits = limits or EngineLimits()
         self._batch_tokens = self._limits.batch_tokens
         self._scheduler = Scheduler()
