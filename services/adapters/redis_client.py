@@ -76,7 +76,7 @@ def make_async_client(url: str) -> AsyncRedis:
         socket_connect_timeout=0.5,
         socket_timeout=5,
     )
-    return AsyncRedis(connection_pool=pool)
+    return AsyncRedis.from_pool(pool)
 
 
 def check_server(client: Redis) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from services.contracts.errors import Conflict, ErrorCode, NotFound
@@ -62,7 +63,10 @@ def load_document(record: JobRecord, blobs: Blobs) -> bytes:
 def load_tensors(record: JobRecord, blobs: Blobs) -> dict[str, FloatArray]:
     """Every tensor of the result in its shape, inline or external, by name. Raises as `load_document`."""
     stored = _stored(record)
-    external = load(_get(blobs, record, stored.tensors_blob)) if stored.tensors_blob else {}
+    try:
+        external = load(_get(blobs, record, stored.tensors_blob)) if stored.tensors_blob else {}
+    except SafetensorError as error:
+        raise _lost(record) from error
     return {
         name: external[name] if node["encoding"] == "external" else _inline(node)
         for name, node in _tensors(orjson.loads(load_document(record, blobs)))

@@ -21,10 +21,9 @@ class MemoryEvents:
         latest = int(events[-1].id)
         resumes = after is not None and after.isdecimal() and int(after) <= latest
         seen = int(after or 0) if resumes else latest - 1
-        while True:
+        ended = seen == latest and events[-1].summary.status.terminal
+        while not ended:
             for event in [event for event in events if int(event.id) > seen]:
-                seen = int(event.id)
+                seen, ended = int(event.id), event.summary.status.terminal
                 yield event
-            if events[-1].summary.status.terminal:
-                return
             await asyncio.sleep(LOOKS_EVERY_S)

@@ -36,6 +36,13 @@ class Server:
             assert time.monotonic() < give_up_at, "the Valkey server does not start"
             time.sleep(0.01)
 
+    def stop(self) -> None:
+        """Its last writes are kept; `kill` may lose those of the last second."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()

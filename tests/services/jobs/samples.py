@@ -48,7 +48,7 @@ def patching_result(
             PatchedPair(
                 tokens=PairTokens(clean=tokens, corrupted=tokens),
                 differing_positions=(0,),
-                baselines=Baselines(clean=3.12, corrupted=float("nan")),
+                baselines=Baselines(clean=3.12, corrupted=-4.16),
                 effects=estimate,
             )
             for estimate in per_pair
