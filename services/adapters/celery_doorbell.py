@@ -20,7 +20,12 @@ class CeleryDoorbell:
         self._app.conf.update(
             broker_url=broker_url,
             broker_connection_timeout=0.5,
-            broker_transport_options={"socket_connect_timeout": 0.5, "socket_timeout": 0.5, "max_retries": 1},
+            broker_transport_options={
+                "socket_connect_timeout": 0.5,
+                "socket_timeout": 0.5,
+                "max_retries": 1,
+                "interval_start": 0,
+            },
             accept_content=["json"],
             task_serializer="json",
             task_ignore_result=True,

@@ -1,0 +1,186 @@
+"""What the real job store does beyond the port: its bounds, its hygiene, and records that others tampered with."""
+
+import os
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.exceptions import OutOfMemoryError
+
+from services.adapters.redis_client import make_client
+from services.adapters.redis_jobs import RedisJobStore
+from services.adapters.redis_records import KEPT_EVENTS
+from services.contracts.errors import ErrorCode, Unavailable
+from services.contracts.job import JobProgress, JobStatus
+from services.jobs.policy import JobPolicy
+from services.jobs.ports import JobFilter
+from services.jobs.record import Idempotency
+from tests.services.adapters.valkey import pass_time, valkey_server
+from tests.services.jobs.samples import DONE, new_job
+
+POLICY = JobPolicy()
+
+
+@pytest.fixture
+def client(redis_url: str) -> Redis:
+    return make_client(redis_url, patient=False)
+
+
+@pytest.fixture
+def store(client: Redis) -> RedisJobStore:
+    return RedisJobStore(client, POLICY)
+
+
+def test_no_job_is_admitted_when_memory_runs_short_but_running_ones_end(tmp_path: Path) -> None:
+    with (
+        valkey_server(tmp_path, maxmemory_bytes=20 * 2**20) as server,
+        make_client(server.url, patient=False) as client,
+    ):
+        store = RedisJobStore(client, POLICY)
+        job_id = store.create(new_job()).id
+        claim = store.claim("default", "w1")
+        assert claim is not None
+        _fill(client, 15)
+        with pytest.raises(Unavailable, match="memory") as refusal:
+            store.create(new_job())
+        assert refusal.value.code is ErrorCode.QUEUE_FULL
+        with pytest.raises(OutOfMemoryError):
+            _fill(client, 30)
+        assert store.heartbeat([claim])[job_id].held
+        assert store.finish(claim, DONE)
+
+
+def test_a_finished_job_keeps_no_spec_and_no_inputs(store: RedisJobStore, client: Redis) -> None:
+    job_id = store.create(new_job()).id
+    claim = store.claim("default", "w1")
+    assert claim is not None
+    assert client.hexists(f"lensd:job:{job_id}", "inputs")
+    store.finish(claim, DONE)
+    assert not client.hexists(f"lensd:job:{job_id}", "spec")
+    assert not client.hexists(f"lensd:job:{job_id}", "inputs")
+
+
+def test_a_forgotten_job_leaves_nothing_behind(store: RedisJobStore, client: Redis) -> None:
+    store.create(new_job(deadline_s=100_000 / 2), Idempotency("k", "d"))
+    claim = store.claim("default", "w1")
+    assert claim is not None
+    store.executing("w1", [claim])
+    store.finish(claim, DONE)
+    store.executing("w1", [])
+    pass_time(client, POLICY.retention_s)
+    store.reap()
+    assert set(client.keys()) == {b"lensd:events", b"lensd:pools", b"lensd:reaper"}
+
+
+def test_a_jobs_stream_of_events_is_capped(store: RedisJobStore, client: Redis) -> None:
+    job_id = store.create(new_job()).id
+    claim = store.claim("default", "w1")
+    assert claim is not None
+    for done in range(2 * KEPT_EVENTS):
+        store.progress(claim, JobProgress(done=done, planned=1_000))
+    assert client.xlen(f"lensd:events:{job_id}") == KEPT_EVENTS
+
+
+def _fill(client: Redis, megabytes: int) -> None:
+    for _ in range(megabytes):
+        client.rpush("filler", os.urandom(2**20))
+
+
+def _damage(client: Redis, job_id: str, fields: Mapping[Any, str | bytes]) -> None:
+    client.hset(f"lensd:job:{job_id}", mapping=fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"spec": "not json"},
+        {"spec": '{"kind":"unheard-of"}'},
+        {"inputs": "[]"},
+        {"head": "{}"},
+        {"created_at": "yesterday"},
+        {"owner": b"\xff"},
+    ],
+)
+def test_a_malformed_record_is_quarantined_and_the_next_job_served(
+    store: RedisJobStore, client: Redis, caplog: pytest.LogCaptureFixture, fields: Mapping[str, str | bytes]
+) -> None:
+    damaged, sound = store.create(new_job()).id, store.create(new_job()).id
+    _damage(client, damaged, fields)
+    claim = store.claim("default", "w1")
+    assert claim is not None
+    assert claim.job.id == sound
+    assert client.hget(f"lensd:job:{damaged}", "status") == b"failed"
+    assert damaged in caplog.text
+
+
+def test_a_job_id_put_in_line_by_hand_is_passed_over(store: RedisJobStore, client: Redis) -> None:
+    sound = store.create(new_job("ada")).id
+    client.zadd("lensd:line:default:interactive:ada", {"nonsense": 0})
+    client.rpush("lensd:turns:default:interactive", "nobody")
+    claim = store.claim("default", "w1")
+    assert claim is not None
+    assert claim.job.id == sound
+    assert store.claim("default", "w1") is None
+
+
+def test_a_malformed_record_does_not_spoil_a_listing(store: RedisJobStore, client: Redis) -> None:
+    damaged, sound = store.create(new_job()).id, store.create(new_job()).id
+    _damage(client, damaged, {"head": "{}"})
+    assert store.get(damaged) is None
+    assert [job.id for job in store.list("ada", JobFilter(), None, 10).jobs] == [sound]
+
+
+def test_the_reaper_survives_records_put_there_by_hand(store: RedisJobStore, client: Redis) -> None:
+    client.zadd("lensd:leases", {"job_x": 0})
+    client.zadd("lensd:deadlines", {"job_y": 0})
+    client.zadd("lensd:expiries", {"job_z": 0})
+    client.hset("lensd:job:job_x", mapping={"status": "running", "worker": "w", "attempt": "1"})
+    for _ in range(3):
+        pass_time(client, POLICY.reap_every_s)
+        try:
+            store.reap()
+        except Unavailable:
+            continue
+    assert client.zcard("lensd:leases") == client.zcard("lensd:deadlines") == client.zcard("lensd:expiries") == 0
+
+
+def test_acknowledged_jobs_survive_a_restart_of_the_server_with_all_that_belongs_to_them(tmp_path: Path) -> None:
+    with valkey_server(tmp_path) as server, make_client(server.url, patient=True) as client:
+        store = RedisJobStore(client, POLICY)
+        jobs = [store.create(new_job(owner)).id for owner in ("ada", "bob") for _ in range(5)]
+        first = store.claim("default", "w1")
+        assert first is not None
+        server.stop()
+        server.start()
+        assert store.heartbeat([first])[first.job.id].held
+        rest = [store.claim("default", "w1") for _ in range(9)]
+        assert {claim.job.id for claim in (first, *rest) if claim} == set(jobs)
+        assert store.claim("default", "w1") is None
+
+
+def test_thousands_of_jobs_past_their_deadline_are_cleared_in_rounds(store: RedisJobStore, client: Redis) -> None:
+    jobs = [store.create(new_job(deadline_s=1)).id for _ in range(1_200)]
+    pass_time(client, 2)
+    ended: list[str] = []
+    for _ in range(3):
+        ended += store.reap().ended
+        pass_time(client, POLICY.reap_every_s)
+    assert sorted(ended) == sorted(jobs)
+    assert store.depth("default") == 0
+    record = store.get(jobs[0])
+    assert record is not None
+    assert record.status is JobStatus.FAILED
+
+
+def test_every_script_says_what_it_takes_and_returns() -> None:
+    scripts = [path for path in (resources.files("services.adapters") / "lua").iterdir() if "prelude" not in path.name]
+    assert scripts
+    for script in scripts:
+        text = script.read_text()
+        assert re.match(r"#!lua( flags=allow-oom)?\n-- .*(\n-- .*)*\n-- ARGV: .*(\n--   .*)*\n-- Returns ", text), (
+            script.name
+        )
