@@ -1,6 +1,5 @@
 """API keys of the local stack: the first one, shown to the one person it is for, and passing ones."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -13,9 +12,8 @@ from deploy.local.errors import LaunchError
 from services.adapters.redis_client import make_client
 from services.adapters.redis_keys import RedisKeyStore
 from services.contracts.errors import Refused, Unavailable
+from services.tenants.handover import hand_over
 from services.tenants.keys import KeyStore, Scope, ensure_first_key, new_key, parse_strong_key
-
-FILE = "api-key"
 
 
 @contextmanager
@@ -42,18 +40,6 @@ def make_sure_of_a_key(store: KeyStore, bootstrap: SecretStr | None, home: Path,
     fresh = ensure_first_key(store, None if bootstrap is None else bootstrap.get_secret_value())
     if fresh is not None:
         hand_over(fresh, home, terminal)
-
-
-def hand_over(plaintext: str, home: Path, terminal: IO[str]) -> None:
-    """Prints the key on the terminal, or writes it to a file only its owner can read when there is no terminal."""
-    if terminal.isatty():
-        print(f"\n  API key: {plaintext}\n  Keep it: it is not shown again.\n", file=terminal, flush=True)
-        return
-    path = home / FILE
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(f"{plaintext}\n")
-    print(f"the first API key is in {path}", file=terminal, flush=True)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from services.adapters.parent_death import dies_with_parent
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 QUIETLY = ("--without-gossip", "--without-mingle", "--without-heartbeat")
-WORKER = (sys.executable, "-m", "celery", "-A", "worker.app:app", "worker", "-P", "threads", *QUIETLY)
+WORKER = (sys.executable, "-m", "celery", "-q", "-A", "worker.app:app", "worker", "-P", "threads", *QUIETLY)
 GATEWAY = (sys.executable, "-m", "api")
 PREPARE = (sys.executable, "-m", "worker.cli", "prepare")
 SPARE_GRACE_S = 10.0

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from deploy.local.keys import hand_over
 from deploy.local.logs import StreamLog
 from deploy.local.settings import LocalSettings
 from deploy.local.signals import ended_by_signals
+from services.tenants.handover import hand_over
 
 
 class Terminal(io.StringIO):
