@@ -111,7 +111,9 @@ def package_folder(package: str) -> Path:
     """Where an installed package lies, without importing it; raises CatalogueError."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise CatalogueError(f"the package {package!r} is not installed: `make install` installs the catalogue's models")
+        raise CatalogueError(
+            f"the package {package!r} is not installed: `make install` installs the catalogue's models"
+        )
     return Path(spec.origin).parent
 
 
