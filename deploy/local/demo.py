@@ -5,7 +5,9 @@ From the moment the stack is up this is an HTTP client with an API key like ever
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deploy.local.errors import LaunchError
-from deploy.local.logs import StreamLog
+from deploy.local.logs import Log, StreamLog
 from deploy.local.settings import LocalSettings
 from deploy.local.show import show_attribution, show_features, show_patching
 from deploy.local.signals import ended_by_signals
@@ -51,18 +53,41 @@ KEY_LIFETIME = timedelta(hours=1)
 def run(settings: LocalSettings) -> int:
     """The whole demonstration; the exit code. Raises LaunchError when the stack cannot run."""
     console = Console(highlight=False)
-    log = StreamLog(console.file)
     try:
-        with ended_by_signals(), Stack(settings, log) as stack:
-            key = stack.issue_key("demo", KEY_LIFETIME)
-            with _client(settings, key) as client:
+        with ended_by_signals(), _quiet_log(settings, console) as log:
+            console.print("starting Valkey, a worker and the gateway")
+            with Stack(settings, log) as stack, _client(settings, stack.issue_key("demo", KEY_LIFETIME)) as client:
                 _show_all(console, client)
-            console.print(f"\n[bold]While `make up` runs[/], the interactive API page is at {settings.base_url}/docs")
-            console.print("stopping everything")
+                console.print(
+                    f"\nWhile `make up` runs, the interactive API page is at [bold]{settings.base_url}/docs[/]"
+                )
+                console.print("stopping everything")
     except KeyboardInterrupt:
         console.print("interrupted")
         return 130
+    except LaunchError as error:
+        raise LaunchError(f"{error} (the processes' own lines are in {_log_file(settings)})") from error
     return 0
+
+
+@contextmanager
+def _quiet_log(settings: LocalSettings, console: Console) -> Iterator[Log]:
+    """The processes' lines go to a file; preparing a model takes a while and is said aloud."""
+    path = _log_file(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        to_file = StreamLog(file)
+
+        def log(name: str, line: str) -> None:
+            to_file(name, line)
+            if name == "prepare":
+                console.print(line, markup=False)
+
+        yield log
+
+
+def _log_file(settings: LocalSettings) -> Path:
+    return settings.home / "run" / "demo.log"
 
 
 def _show_all(console: Console, client: httpx.Client) -> None:
