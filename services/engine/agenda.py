@@ -4,46 +4,20 @@ Whoever drives the model calls `perform` with each activation as it comes up, an
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from services.contracts.model import ModelFacts
 from services.contracts.site import SiteName
+from services.engine.base_runs import Runs
 from services.engine.check import site_shape
-from services.engine.row import Capture, FromRun, Intervention, Row, Site
+from services.engine.lane import Lane, Place, RunKey
+from services.engine.row import Capture, FromRun, Intervention, Site
 from services.engine.site_work import ATTENTION_SITES, Read, SiteWork, Write
-
-Place = tuple[SiteName, int | None]
-
-
-class RunKey(NamedTuple):
-    """An unpatched run: whose it is, and of which tokens. Tenants never share one."""
-
-    owner: str
-    tokens: tuple[int, ...]
-
-
-Source = Callable[[RunKey, Place], Float[Tensor, "position ..."]]
-"""The activation of all positions at a site and layer in an unpatched run."""
-
-
-@dataclass(frozen=True, eq=False)
-class Lane:
-    """A row in a batch. Its first slot stands for absolute position `start`; nothing before it is computed."""
-
-    row: Row
-    owner: str
-    start: int = 0
-
-    def slots(self, positions: tuple[int, ...] | None) -> Sequence[int]:
-        if positions is None:
-            return range(len(self.row.tokens) - self.start)
-        return [position - self.start for position in positions]
+from services.models.load import LoadedModel
 
 
 @dataclass
@@ -56,18 +30,19 @@ class _Plan:
 class Agenda:
     """The work of one batch of lanes, done while the batch runs; `captures` fills up meanwhile, lane by lane."""
 
-    def __init__(
-        self, lanes: Sequence[Lane], facts: ModelFacts, source: Source, *, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, model: LoadedModel, lanes: Sequence[Lane], runs: Runs) -> None:
         self.captures: list[dict[Capture, Float[Tensor, "position ..."]]] = [{} for _ in lanes]
-        self._facts = facts
-        self._source = source
-        self._device, self._dtype = device, dtype
+        self._model = model
+        self._runs = runs
         plans: dict[Place, _Plan] = defaultdict(_Plan)
         for index, lane in enumerate(lanes):
             self._plan(plans, index, lane)
         self._readers = {place: plan.readers for place, plan in plans.items()}
         self._work = {place: SiteWork(place[0], plan.writes, plan.reads) for place, plan in plans.items()}
+
+    def reported_captures(self, lane: int) -> dict[Capture, Float[Tensor, "position ..."]]:
+        """A lane's captures as an outcome carries them."""
+        return {capture: taken.to("cpu", torch.float32) for capture, taken in self.captures[lane].items()}
 
     def places(self) -> set[Place]:
         """Where there is something to do."""
@@ -119,20 +94,20 @@ class Agenda:
     def _value(self, lane: Lane, intervention: Intervention) -> Float[Tensor, "position ..."] | float:
         site, positions = intervention.site, intervention.positions
         count = len(lane.row.tokens) if positions is None else len(positions)
-        shape = site_shape(self._facts, site, len(lane.row.tokens))
+        shape = site_shape(self._model.facts, site, len(lane.row.tokens))
         match intervention.value:
             case FromRun(tokens):
                 return self._from_run(RunKey(lane.owner, tokens), site, positions, count)
             case Tensor() as value:
-                return value.to(self._device, self._dtype).expand(count, *shape)
+                return value.to(self._model.device, self._model.dtype).expand(count, *shape)
             case number if site.name in ATTENTION_SITES:  # not to the keys of longer rows in the batch
-                return torch.full((count, *shape), number, device=self._device, dtype=self._dtype)
+                return torch.full((count, *shape), number, device=self._model.device, dtype=self._model.dtype)
             case number:
                 return number
 
     def _from_run(
         self, run: RunKey, site: Site, positions: tuple[int, ...] | None, count: int
     ) -> Float[Tensor, "position ..."]:
-        activation = self._source(run, (site.name, site.layer))
+        activation = self._runs[run].activation((site.name, site.layer))
         chosen = activation[:count] if positions is None else activation[list(positions)]
         return chosen if site.head is None else chosen[:, site.head]

@@ -5,30 +5,60 @@ asked before must not show to another tenant.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
 
-from services.engine.agenda import Place, RunKey
+from services.contracts.site import SiteName
+from services.engine.lane import Place, RunKey
+
+RESIDUALS = (SiteName.RESID_PRE, SiteName.RESID_POST)
+"""The sites that a stem holds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stem:
+    """What a branch grows on: the residual stream before every block and after the last, and every block's keys and
+    values as attention uses them."""
+
+    residuals: Sequence[Float[Tensor, "position d_model"]]
+    keys: Sequence[Float[Tensor, "kv_head position d_head"]]
+    values: Sequence[Float[Tensor, "kv_head position d_head"]]
 
 
 @dataclass(frozen=True, eq=False)
 class BaseRun:
-    """Activations and next-token log probabilities of one unpatched run, as far as they have been asked for."""
+    """One unpatched run, as far as it has been asked for; `log_probs` are the next token's, by position."""
 
+    stem: Stem | None = None
     activations: Mapping[Place, Float[Tensor, "position ..."]] = field(default_factory=dict)
     log_probs: Mapping[int, Float[Tensor, " vocabulary"]] = field(default_factory=dict)
 
     def joined(self, other: "BaseRun") -> "BaseRun":
         """This run with what `other` knows of it too."""
-        return BaseRun({**self.activations, **other.activations}, {**self.log_probs, **other.log_probs})
+        return BaseRun(
+            self.stem or other.stem,
+            {**self.activations, **other.activations},
+            {**self.log_probs, **other.log_probs},
+        )
+
+    def activation(self, place: Place) -> Float[Tensor, "position ..."]:
+        """What was recorded at `place`."""
+        site, layer = place
+        if self.stem is not None and site in RESIDUALS and layer is not None:
+            return self.stem.residuals[layer + RESIDUALS.index(site)]
+        return self.activations[place]
 
     @property
     def nbytes(self) -> int:
-        tensors: Iterable[Tensor] = (*self.activations.values(), *self.log_probs.values())
+        stem = () if self.stem is None else (*self.stem.residuals, *self.stem.keys, *self.stem.values)
+        tensors = (*stem, *self.activations.values(), *self.log_probs.values())
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+Runs = Mapping[RunKey, BaseRun]
 
 
 @dataclass

@@ -17,7 +17,8 @@ import torch
 
 from services.contracts.errors import ErrorCode, JobFailed
 from services.engine.check import check_row
-from services.engine.executor import Executor
+from services.engine.executor import Executor, Ran
+from services.engine.needs import Needs
 from services.engine.outcome import Outcome
 from services.engine.planner import plan
 from services.engine.row import Row
@@ -42,7 +43,7 @@ def _ignore(_jobs: frozenset[str]) -> None:
     pass
 
 
-class EngineClosed(Exception):
+class EngineClosed(JobCancelled):
     """The engine was closed before the row had run."""
 
 
@@ -127,29 +128,25 @@ class Engine:
                 for ticket in self._scheduler.tickets():
                     if ticket.cancelled():
                         _fail(self._scheduler.remove(ticket), JobCancelled())
-                batch = self._scheduler.next_batch(self._budget)
+                batch = self._scheduler.next_batch(self._batch_tokens)
                 if batch:
                     return batch
                 self._wake.wait()
         return []
 
-    def _budget(self, model: LoadedModel) -> int:
-        """Token-layers of one batch."""
-        return self._batch_tokens * model.facts.layers
-
     def _run_batch(self, batch: Sequence[Task]) -> None:
         started = time.perf_counter()
         try:
-            outcomes = self._execute(batch)
+            ran = self._execute(batch)
         except Exception as error:  # whatever a row raises belongs to its own job alone
             self._recover(batch, error)
             return
-        _charge(batch, time.perf_counter() - started)
-        for task, outcome in zip(batch, outcomes, strict=True):
+        _charge(batch, ran.base_tokens, time.perf_counter() - started)
+        for task, outcome in zip(batch, ran.outcomes, strict=True):
             task.future.set_result(outcome)
 
-    def _execute(self, batch: Sequence[Task]) -> list[Outcome]:
-        foreseen = {key: needs for task in batch for key, needs in task.foreseen.items()}
+    def _execute(self, batch: Sequence[Task]) -> Ran:
+        foreseen = _together({id(task.foreseen): task.foreseen for task in batch}.values())
         lanes = [task.lane for task in batch]
         return self._executor.run(batch[0].model, lanes, foreseen, batch_tokens=self._batch_tokens)
 
@@ -167,15 +164,24 @@ class Engine:
             _fail(batch, error)
 
 
-def _charge(batch: Sequence[Task], seconds: float) -> None:
+def _charge(batch: Sequence[Task], base_tokens: int, seconds: float) -> None:
+    """Every job pays its rows and, in proportion, what the batch took besides."""
     total = sum(task.cost for task in batch)
-    tasks: dict[JobTicket, list[Task]] = defaultdict(list)
+    jobs: dict[JobTicket, list[Task]] = defaultdict(list)
     for task in batch:
-        tasks[task.ticket].append(task)
-    for ticket, own in tasks.items():
-        cost = sum(task.cost for task in own)
-        tokens = cost / own[0].model.facts.layers
-        ticket.charge(rows=len(own), tokens=tokens, seconds=seconds * cost / total)
+        jobs[task.ticket].append(task)
+    for ticket, tasks in jobs.items():
+        cost = sum(task.cost for task in tasks)
+        tokens = cost / tasks[0].model.facts.layers + base_tokens * cost / total
+        ticket.charge(rows=len(tasks), tokens=tokens, seconds=seconds * cost / total)
+
+
+def _together(several: Iterable[Needs]) -> Needs:
+    needs: Needs = {}
+    for some in several:
+        for key, more in some.items():
+            needs[key] = needs[key].joined(more) if key in needs else more
+    return needs
 
 
 def _fail(tasks: Iterable[Task], error: Exception) -> None:

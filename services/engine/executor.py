@@ -1,104 +1,101 @@
 """Runs one batch: first what its rows need of unpatched runs, then the rows."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor
-
-from services.engine.agenda import Agenda, Lane, Place, RunKey
 from services.engine.base_runs import BaseRun, BaseRunCache
+from services.engine.branched import BranchedPasses
+from services.engine.lane import Lane, RunKey
 from services.engine.needs import Needs, RunNeeds, needs_of
+from services.engine.opening import UnknownFamily
 from services.engine.outcome import Outcome
-from services.engine.reading import read_logits
-from services.engine.readout import Divergence, TokenLogProbs
-from services.engine.whole import Logits, WholePasses
+from services.engine.passes import Passes
+from services.engine.trial import holds
+from services.engine.whole import WholePasses
 from services.models.load import LoadedModel
 
 
-@dataclass(frozen=True, eq=False)
-class _Ran:
-    agenda: Agenda
-    logits: Logits
+@dataclass(frozen=True)
+class Ran:
+    """What a batch yielded, and the tokens that went into unpatched runs for it."""
+
+    outcomes: Sequence[Outcome]
+    base_tokens: int
 
 
 class Executor:
-    """Owns what is kept between batches: base runs, and how each model is driven."""
+    """Owns what is kept between batches: base runs, and the way each model is run."""
 
     def __init__(self, *, base_run_bytes: int) -> None:
         self.base_runs = BaseRunCache(base_run_bytes)
-        self._whole: WeakKeyDictionary[LoadedModel, WholePasses] = WeakKeyDictionary()
+        self._passes: WeakKeyDictionary[LoadedModel, Passes] = WeakKeyDictionary()
 
-    def run(self, model: LoadedModel, lanes: Sequence[Lane], foreseen: Needs, *, batch_tokens: int) -> list[Outcome]:
-        """Outcomes of `lanes`, in their order.
+    def run(self, model: LoadedModel, lanes: Sequence[Lane], foreseen: Needs, *, batch_tokens: int) -> Ran:
+        """Run `lanes`, in a batch of at most `batch_tokens` tokens or one lane.
 
         `foreseen` is what later batches of the same jobs will need of the same runs: taken along while at it.
         """
-        runs = self._base_runs(model, needs_of(lanes), foreseen, batch_tokens)
-        ran = self._pass(model, lanes, runs)
-        return [self._outcome(ran, index, lane, runs) for index, lane in enumerate(lanes)]
+        passes = self._passes_of(model)
+        if passes.execution == "whole":
+            lanes = [replace(lane, start=0, join=0, grafted=False) for lane in lanes]
+        needs = needs_of(lanes)
+        runs, base_tokens = self._base_runs(model, passes, needs, foreseen, batch_tokens)
+        outcomes: list[Outcome] = []
+        for batch in _batches(lanes, batch_tokens):
+            outcomes += passes.run(batch, runs)
+        return Ran(outcomes, base_tokens)
 
-    def _outcome(self, ran: _Ran, index: int, lane: Lane, runs: dict[RunKey, BaseRun]) -> Outcome:
-        captures = {capture: taken.to("cpu", torch.float32) for capture, taken in ran.agenda.captures[index].items()}
-        readout = lane.row.readout
-        if readout is None:
-            return Outcome(None, captures, "whole")
-        reference = None
-        if isinstance(readout, Divergence):
-            reference = runs[RunKey(lane.owner, readout.reference)].log_probs[readout.position]
-        return Outcome(read_logits(readout, ran.logits[index], reference), captures, "whole")
-
-    def _pass(self, model: LoadedModel, lanes: Sequence[Lane], runs: dict[RunKey, BaseRun]) -> _Ran:
-        def source(key: RunKey, place: Place) -> Tensor:
-            return runs[key].activations[place]
-
-        agenda = Agenda(lanes, model.facts, source, device=model.device, dtype=model.dtype)
-        passes = self._whole.setdefault(model, WholePasses(model))
-        return _Ran(agenda, passes.run(lanes, agenda))
+    def _passes_of(self, model: LoadedModel) -> Passes:
+        """Branched where a trial shows that it holds, else whole."""
+        if model not in self._passes:
+            self._passes[model] = _tried(model)
+        return self._passes[model]
 
     def _base_runs(
-        self, model: LoadedModel, needed: Needs, foreseen: Needs, batch_tokens: int
-    ) -> dict[RunKey, BaseRun]:
+        self, model: LoadedModel, passes: Passes, needed: Needs, foreseen: Needs, batch_tokens: int
+    ) -> tuple[Mapping[RunKey, BaseRun], int]:
         """Every run in `needed`, computed as far as it is not in the cache."""
         identity = f"{model.facts.weights_sha256} {model.dtype} {model.device}"
         runs = {key: self.base_runs.get(identity, key) for key in needed}
-        lanes = []
-        for key, needs in needed.items():
-            if needs.beyond(runs[key]) != RunNeeds():
-                wanted = foreseen.get(key, needs).beyond(runs[key])
-                lanes += [Lane(row, key.owner) for row in wanted.rows(key.tokens)]
-        for batch in _chunks(lanes, batch_tokens):
-            ran = self._pass(model, batch, {})
-            for index, lane in enumerate(batch):
-                key = RunKey(lane.owner, lane.row.tokens)
-                runs[key] = runs[key].joined(_found(ran, index, lane))
-        for key in {RunKey(lane.owner, lane.row.tokens) for lane in lanes}:
-            self.base_runs.put(identity, key, runs[key])
-        return runs
+        missing = [
+            (key, needs.joined(foreseen.get(key, needs)).beyond(runs[key]))
+            for key, needs in sorted(needed.items(), key=lambda item: len(item[0].tokens))
+            if needs.beyond(runs[key])
+        ]
+        for batch in _base_batches(missing, batch_tokens):
+            for (key, _), found in zip(batch, passes.record(batch), strict=True):
+                runs[key] = runs[key].joined(found)
+                self.base_runs.put(identity, key, runs[key])
+        return runs, sum(len(key.tokens) for key, _ in missing)
 
 
-def _found(ran: _Ran, index: int, lane: Lane) -> BaseRun:
-    activations = {
-        (capture.site.name, capture.site.layer): taken for capture, taken in ran.agenda.captures[index].items()
-    }
-    readout = lane.row.readout
-    if readout is None:
-        return BaseRun(activations)
-    assert isinstance(readout, TokenLogProbs)
-    return BaseRun(log_probs={readout.position: ran.logits[index][-1].log_softmax(-1)})
+def _tried(model: LoadedModel) -> Passes:
+    whole = WholePasses(model)
+    try:
+        branched = BranchedPasses(model)
+        return branched if holds(branched, whole, model) else whole
+    except UnknownFamily:
+        return whole
 
 
-def _chunks(lanes: Iterable[Lane], batch_tokens: int) -> Iterator[list[Lane]]:
-    """Lanes of similar length together, up to the token budget."""
-    batch: list[Lane] = []
-    for lane in sorted(lanes, key=lambda lane: (lane.row.readout is None, len(lane.row.tokens))):
-        if batch and (
-            (len(batch) + 1) * len(lane.row.tokens) > batch_tokens
-            or (batch[0].row.readout is None) != (lane.row.readout is None)
-        ):
+def _batches(lanes: Sequence[Lane], batch_tokens: int) -> Iterator[Sequence[Lane]]:
+    """Whole passes are longer than what the lanes were counted for: cut to the budget, in their order."""
+    longest = max(lane.reach for lane in lanes)
+    size = max(1, batch_tokens // longest)
+    for first in range(0, len(lanes), size):
+        yield lanes[first : first + size]
+
+
+def _base_batches(
+    missing: Sequence[tuple[RunKey, RunNeeds]], batch_tokens: int
+) -> Iterator[Sequence[tuple[RunKey, RunNeeds]]]:
+    """Runs ordered by length, cut where padding them together exceeds the budget."""
+    batch: list[tuple[RunKey, RunNeeds]] = []
+    for key, needs in missing:
+        if batch and (len(batch) + 1) * len(key.tokens) > batch_tokens:
             yield batch
             batch = []
-        batch.append(lane)
+        batch.append((key, needs))
     if batch:
         yield batch

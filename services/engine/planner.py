@@ -1,42 +1,101 @@
-"""From rows to tasks: what each costs, and which may share a batch."""
+"""From rows to tasks: from where each has to be computed, what it costs, and which may share a batch.
 
+1. A row differs from its own tokens' unpatched run from its first touched position and its lowest touched layer on.
+2. Growing it on that run pays when the rows that share it save more than the run costs.
+3. Rows share a batch when they go equally deep and have about equally many positions to compute.
+
+Costs are in token-layers: one position through one block.
+"""
+
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 from services.contracts.site import SiteName
-from services.engine.agenda import Lane
+from services.engine.lane import Lane, RunKey
 from services.engine.needs import needs_of
-from services.engine.row import Row
+from services.engine.passes import depth_of
+from services.engine.readout import Loss
+from services.engine.row import Row, Site
 from services.engine.scheduler import Task
 from services.engine.ticket import JobTicket
 from services.models.load import LoadedModel
 
-_BUCKETS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
-
 
 def plan(model: LoadedModel, rows: Sequence[Row], ticket: JobTicket) -> list[Task]:
-    """One task per row, in the order in which they are best run."""
-    lanes = [Lane(row, ticket.owner) for row in rows]
+    """One task per row, in the order of the rows; their `order` says in which they are best run."""
+    layers = model.facts.layers
+    lanes = _placed([Lane(row, ticket.owner) for row in rows], layers)
     foreseen = needs_of(lanes)
+    rank = {lane.trunk: rank for rank, lane in reversed(list(enumerate(lanes)))}
     tasks = []
-    for lane in lanes:
-        depth = _depth(model, lane.row)
-        length = len(lane.row.tokens)
-        kind = (model, depth, lane.row.readout is None, bucket(length))
-        tasks.append(Task(model, lane, kind, length * max(depth, 1), ticket, foreseen))
+    for index, lane in enumerate(lanes):
+        depth = depth_of(lane.row, layers)
+        tasks.append(
+            Task(
+                model=model,
+                lane=lane,
+                kind=(model, depth, bucket(lane.reach), bucket(len(lane.row.tokens))),
+                order=(rank[lane.trunk], lane.join, index),
+                tokens=lane.reach,
+                cost=max(1, _cost(lane, depth)),
+                ticket=ticket,
+                foreseen=foreseen,
+            )
+        )
     return tasks
 
 
 def bucket(length: int) -> int:
-    """Rows whose lengths fall into one bucket may be padded to the longest of them."""
-    fitting = [limit for limit in _BUCKETS if limit >= length]
-    return fitting[0] if fitting else -(-length // 64) * 64
+    """The least of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, … that is no smaller: at most a quarter is padding."""
+    step = 1 << max(0, length.bit_length() - 3)
+    return -(-length // step) * step
 
 
-def _depth(model: LoadedModel, row: Row) -> int:
-    """How many layers a row has to go through."""
-    if row.readout is not None:
-        return model.facts.layers
-    sites = [capture.site for capture in row.captures]
-    return (
-        max((-1 if site.name is SiteName.EMBED or site.layer is None else site.layer for site in sites), default=-1) + 1
-    )
+def grafted(lane: Lane, layers: int) -> Lane:
+    """The lane as it grows on its unpatched run; as it is where nothing would be saved, or the embedding is touched."""
+    sites = _touched_sites(lane.row)
+    start, join = _first_position(lane.row), min(map(_join, sites), default=layers)
+    if (start, join) == (0, 0) or any(site.name is SiteName.EMBED for site in sites):
+        return lane
+    return replace(lane, start=start, join=join, grafted=True)
+
+
+def _placed(lanes: Sequence[Lane], layers: int) -> list[Lane]:
+    """Every lane grafted or not, whichever is less work over all lanes of the same unpatched run."""
+    candidates = [grafted(lane, layers) for lane in lanes]
+    saved: dict[RunKey, int] = defaultdict(int)
+    for lane, candidate in zip(lanes, candidates, strict=True):
+        depth = depth_of(lane.row, layers)
+        saved[lane.trunk] += _cost(lane, depth) - _cost(candidate, depth)
+    return [
+        candidate if saved[lane.trunk] >= len(lane.row.tokens) * layers else lane
+        for lane, candidate in zip(lanes, candidates, strict=True)
+    ]
+
+
+def _cost(lane: Lane, depth: int) -> int:
+    return lane.reach * max(0, depth - lane.join)
+
+
+def _first_position(row: Row) -> int:
+    """The first position that has to be computed; a loss takes earlier ones from the unpatched run."""
+    touched: list[tuple[int, ...] | None] = [intervention.positions for intervention in row.interventions]
+    touched += [capture.positions for capture in row.captures]
+    if any(positions is None for positions in touched):
+        return 0
+    positions = [position for group in touched if group is not None for position in group]
+    if row.readout is not None and not isinstance(row.readout, Loss):
+        positions.append(row.readout.position)
+    return min(positions, default=len(row.tokens) - 1)
+
+
+def _touched_sites(row: Row) -> list[Site]:
+    return [intervention.site for intervention in row.interventions] + [capture.site for capture in row.captures]
+
+
+def _join(site: Site) -> int:
+    """The block before which a row that touches `site` must have joined."""
+    if site.layer is None:
+        return 0
+    return site.layer + 1 if site.name is SiteName.RESID_POST else site.layer

@@ -26,20 +26,21 @@ def read_logits(
     last = logits[-1]
     match readout:
         case TokenLogits():
-            return _reported(last if readout.tokens is None else last[list(readout.tokens)])
+            return reported(last if readout.tokens is None else last[list(readout.tokens)])
         case TokenLogProbs():
             log_probs = last.log_softmax(-1)
-            return _reported(log_probs if readout.tokens is None else log_probs[list(readout.tokens)])
+            return reported(log_probs if readout.tokens is None else log_probs[list(readout.tokens)])
         case TopK():
             top = last.topk(min(readout.k, last.numel()))
-            return TopTokens(tokens=top.indices.cpu(), logits=_reported(top.values))
+            return TopTokens(tokens=top.indices.cpu(), logits=reported(top.values))
         case Loss():
             targets = torch.tensor(readout.targets, device=logits.device)
-            return _reported(torch.nn.functional.cross_entropy(logits, targets))
+            return reported(torch.nn.functional.cross_entropy(logits, targets))
         case Divergence():
             assert reference is not None
-            return _reported((reference.exp() * (reference - last.log_softmax(-1))).sum())
+            return reported((reference.exp() * (reference - last.log_softmax(-1))).sum())
 
 
-def _reported(values: Tensor) -> Tensor:
+def reported(values: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Numbers as an outcome carries them: float32 on the CPU."""
     return values.to("cpu", torch.float32)

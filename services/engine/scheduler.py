@@ -9,11 +9,11 @@ So a job of one row behind a sweep of ten thousand starts with the next batch, o
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from services.engine.agenda import Lane
+from services.engine.lane import Lane
 from services.engine.needs import Needs
 from services.engine.outcome import Outcome
 from services.engine.ticket import JobTicket
@@ -22,11 +22,17 @@ from services.models.load import LoadedModel
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A row that waits. Tasks of one `kind` may share a batch; `cost` is in token-layers."""
+    """A row that waits.
+
+    Tasks of one `kind` may share a batch, up to a number of `tokens`; a job's tasks go by their `order`. `cost` is in
+    token-layers.
+    """
 
     model: LoadedModel
     lane: Lane
     kind: Hashable
+    order: tuple[int, ...]
+    tokens: int
     cost: int
     ticket: JobTicket
     foreseen: Needs
@@ -47,7 +53,7 @@ class Scheduler:
         return tuple(self._line)
 
     def add(self, tasks: Iterable[Task]) -> None:
-        for task in tasks:
+        for task in sorted(tasks, key=lambda task: task.order):
             kinds = self._line.setdefault(task.ticket, OrderedDict())
             kind = (task.kind, task.ticket.id) if task.ticket.alone else task.kind
             kinds.setdefault(kind, deque()).append(task)
@@ -56,13 +62,12 @@ class Scheduler:
         """Take all waiting rows of a job out of the line."""
         return [task for tasks in self._line.pop(ticket, {}).values() for task in tasks]
 
-    def next_batch(self, budget: Callable[[LoadedModel], int]) -> list[Task]:
-        """The rows to run next, of one kind, their cost within the model's budget unless a single row exceeds it."""
+    def next_batch(self, limit: int) -> list[Task]:
+        """The rows to run next, of one kind, at most `limit` tokens together unless a single row exceeds it."""
         if not self._line:
             return []
         leader, kinds = next(iter(self._line.items()))
-        kind, waiting = next(iter(kinds.items()))
-        limit = budget(waiting[0].model)
+        kind = min(kinds, key=lambda kind: kinds[kind][0].order)
         members = [ticket for ticket, kinds in self._line.items() if kind in kinds]
         batch: list[Task] = []
         for share in (limit / len(members), float(limit)):
@@ -78,11 +83,11 @@ class Scheduler:
     def _take(batch: list[Task], waiting: "deque[Task] | None", share: float, limit: int) -> None:
         """Move rows into the batch: the first whatever it costs, then up to the job's share and the batch's limit."""
         taken = 0
-        total = sum(task.cost for task in batch)
-        while waiting and (not batch or (taken + waiting[0].cost <= share and total + waiting[0].cost <= limit)):
+        total = sum(task.tokens for task in batch)
+        while waiting and (not batch or (taken + waiting[0].tokens <= share and total + waiting[0].tokens <= limit)):
             batch.append(waiting.popleft())
-            taken += batch[-1].cost
-            total += batch[-1].cost
+            taken += batch[-1].tokens
+            total += batch[-1].tokens
 
     def _tidy(self, ticket: JobTicket, kind: Hashable) -> None:
         kinds = self._line[ticket]

@@ -14,8 +14,15 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from services.contracts.site import SiteName
-from services.engine.agenda import Agenda, Lane, Place
-from services.engine.reading import positions_read
+from services.engine.agenda import Agenda
+from services.engine.base_runs import BaseRun, Runs, Stem
+from services.engine.lane import Lane, Place, RunKey, padded
+from services.engine.needs import RunNeeds
+from services.engine.outcome import Execution, Outcome
+from services.engine.passes import activations_of, captures_of, reference_of
+from services.engine.reading import positions_read, read_logits
+from services.engine.readout import Loss
+from services.engine.row import Capture, Row, Site
 from services.models.hooks import Hook, hook_points, hooked
 from services.models.load import LoadedModel
 
@@ -30,15 +37,50 @@ class _Stop(Exception):
 class WholePasses:
     """Runs batches of one model as whole forward passes."""
 
+    execution: Execution = "whole"
+
     def __init__(self, model: LoadedModel) -> None:
+        self._model = model
         self._module = model.bridge.original_model
-        self._device = model.device
-        self._layers = len(model.bridge.blocks)
         self._points = hook_points(model.bridge)
         self._keeps_logits = "logits_to_keep" in inspect.signature(self._module.forward).parameters
 
     @torch.no_grad()
-    def run(self, lanes: Sequence[Lane], agenda: Agenda) -> Logits:
+    def run(self, lanes: Sequence[Lane], runs: Runs) -> list[Outcome]:
+        agenda = Agenda(self._model, lanes, runs)
+        logits = self._pass(lanes, agenda)
+        return [
+            Outcome(
+                reading=None
+                if lane.row.readout is None
+                else read_logits(lane.row.readout, logits[index], reference_of(lane, runs)),
+                captures=agenda.reported_captures(index),
+                execution=self.execution,
+            )
+            for index, lane in enumerate(lanes)
+        ]
+
+    @torch.no_grad()
+    def record(self, batch: Sequence[tuple[RunKey, RunNeeds]]) -> list[BaseRun]:
+        return [self._recorded(key, needs) for key, needs in batch]
+
+    def _recorded(self, key: RunKey, needs: RunNeeds) -> BaseRun:
+        """One run, all logits read: this way is the slow one anyway."""
+        layers = self._model.facts.layers
+        stream = [Capture(Site(SiteName.RESID_PRE, layer)) for layer in range(layers)]
+        stream.append(Capture(Site(SiteName.RESID_POST, layers - 1)))
+        captures = (*captures_of(needs), *(stream if needs.stem else ()))
+        lane = Lane(Row(key.tokens, captures=captures, readout=Loss(key.tokens)), key.owner)
+        agenda = Agenda(self._model, [lane], {})
+        log_probs = self._pass([lane], agenda)[0].log_softmax(-1)
+        taken = agenda.captures[0]
+        return BaseRun(
+            stem=Stem([taken[capture] for capture in stream], [], []) if needs.stem else None,
+            activations=activations_of({capture: taken[capture] for capture in captures_of(needs)}),
+            log_probs={position: log_probs[position] for position in needs.positions},
+        )
+
+    def _pass(self, lanes: Sequence[Lane], agenda: Agenda) -> Logits:
         """Run `lanes`, whose starts are all 0; captures go to the agenda."""
         read = {
             index: positions_read(lane.row.readout) for index, lane in enumerate(lanes) if lane.row.readout is not None
@@ -46,7 +88,7 @@ class WholePasses:
         kept = sorted({position for positions in read.values() for position in positions})
         try:
             with hooked(self._hooks(agenda, stop=not kept)):
-                logits, kept = self._logits(padded([lane.row.tokens for lane in lanes], self._device), kept)
+                logits, kept = self._logits(padded([lane.row.tokens for lane in lanes], self._model.device), kept)
         except _Stop:
             return {}
         place = {position: place for place, position in enumerate(kept)}
@@ -57,7 +99,7 @@ class WholePasses:
     ) -> tuple[Float[Tensor, "row kept vocabulary"], list[int]]:
         if not self._keeps_logits:
             return self._module(tokens, use_cache=False).logits, list(range(tokens.shape[1]))
-        where = torch.tensor(kept, device=self._device)
+        where = torch.tensor(kept, device=self._model.device)
         return self._module(tokens, use_cache=False, logits_to_keep=where).logits, kept
 
     def _hooks(self, agenda: Agenda, *, stop: bool) -> list[tuple[HookPoint, Hook]]:
@@ -89,12 +131,6 @@ class WholePasses:
         """Behind everything that `places` need."""
         layers = [layer for _, layer in places if layer is not None]
         return (SiteName.RESID_POST, max(layers)) if layers else (SiteName.RESID_PRE, 0)
-
-
-def padded(rows: Sequence[tuple[int, ...]], device: torch.device) -> Int[Tensor, "row position"]:
-    """Rows of tokens as one tensor, padded on the right with a token that nobody looks at."""
-    length = max(map(len, rows))
-    return torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], device=device)
 
 
 def _keeper(seen: list[Tensor]) -> Callable[[Tensor], None]:
