@@ -1,5 +1,7 @@
 """The gateway as an ASGI application on the ports it is given. Importing or building it connects to nothing."""
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -14,9 +16,11 @@ from api.limits import LimitsMiddleware, RequestLimits
 from api.openapi import describe
 from api.routes import ROUTERS
 
+Background = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-def create_app(services: GatewayServices, limits: RequestLimits) -> FastAPI:
-    """The application on `services`."""
+
+def create_app(services: GatewayServices, limits: RequestLimits, background: Background | None = None) -> FastAPI:
+    """The application on `services`; `background` is what runs beside it for as long as it is served."""
     app = FastAPI(
         title="lensd",
         version=version("lensd"),
@@ -24,6 +28,7 @@ def create_app(services: GatewayServices, limits: RequestLimits) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        lifespan=background,
         # FastAPI's own telemetry would take the texts of errors, prompts among them, out of the process.
         telemetry={
             "auto_configure": False,

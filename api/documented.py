@@ -28,6 +28,10 @@ _ALWAYS = (431, 500)
 _WITH_KEY = (401, 403, 503)
 
 
+NO_KEY: dict[str, Any] = {"security": []}
+"""Says that a route needs no API key."""
+
+
 def problems(*statuses: int, key: bool = True) -> Responses:
     """The problems that a route can answer with, beside those that every route can."""
     every = {*statuses, *_ALWAYS, *(_WITH_KEY if key else ())}

@@ -6,6 +6,7 @@ what they do not know.
 """
 
 import argparse
+import json
 import sys
 from functools import cache
 from importlib.metadata import version
@@ -54,11 +55,12 @@ def describe() -> dict[str, Any]:
         description=DESCRIPTION,
         routes=routes.routes,
         tags=TAGS,
+        servers=[{"url": "/"}],
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     found: dict[str, Any] = document["components"]["schemas"]
     answers = found | _schemas(_ANSWERS, "serialization")
-    requests = _schemas(_REQUESTS, "validation")
+    requests = {name: _flat(_asked(schema)) for name, schema in _schemas(_REQUESTS, "validation").items()}
     if split := answers.keys() & requests.keys():
         raise ValueError(f"{sorted(split)} are both asked and answered: give each its own model")
     schemas = {name: _answered(schema) for name, schema in answers.items()} | requests
@@ -88,6 +90,38 @@ def _schemas(contracts: tuple[Any, ...], mode: Literal["validation", "serializat
     _, document = TypeAdapter.json_schemas(inputs, ref_template="#/components/schemas/{model}")
     schemas: dict[str, Any] = document["$defs"]
     return schemas
+
+
+def _asked(schema: dict[str, Any]) -> dict[str, Any]:
+    """An object of a request: the tag that tells it from others is always needed, whatever Python's default."""
+    if "properties" not in schema:
+        return schema
+    properties = {name: _worded(field) for name, field in schema["properties"].items()}
+    tags = [name for name, field in properties.items() if "const" in field]
+    required = [*schema.get("required", ()), *tags]
+    return {**schema, "properties": properties, "required": list(dict.fromkeys(required))}
+
+
+def _worded(field: dict[str, Any]) -> dict[str, Any]:
+    """A default that is an object is told in words: generators of clients refuse it, and drop the whole model."""
+    default = field.get("default")
+    if not isinstance(default, dict):
+        return field
+    told = (field.get("description"), f"Default: {json.dumps(default)}." if default else None)
+    kept = {key: value for key, value in field.items() if key != "default"}
+    return {**kept, "description": " ".join(filter(None, told))} if any(told) else kept
+
+
+def _flat(node: Any) -> Any:
+    """Unions of unions as one union: validators that know discriminators find a text in both halves of a nested one."""
+    if isinstance(node, list):
+        return [_flat(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    flat = {key: _flat(value) for key, value in node.items()}
+    if "oneOf" in flat and "discriminator" not in flat:
+        flat["oneOf"] = [leaf for branch in flat["oneOf"] for leaf in branch.get("oneOf", (branch,))]
+    return flat
 
 
 def _answered(schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,67 +1,62 @@
 """uvicorn as lensd needs it: bounded headers, problems also for what is not even HTTP, an end that does not hang."""
 
 import asyncio
-import json
 import logging
 import signal
 import socket
+from http import HTTPStatus
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.errors import PROBLEM_MEDIA_TYPE
+from api.errors import PROBLEM_MEDIA_TYPE, Problem
 from services.contracts.errors import ErrorCode
 
 log = logging.getLogger(__name__)
 
-MAX_UNPARSED_BYTES = 65_536
+MAX_HEAD_BYTES = 65_536
 """Of a request's line and headers. The application has a tighter bound; this one holds before it is asked."""
 
-_REFUSAL = json.dumps(
-    {
-        "type": f"urn:lensd:error:{ErrorCode.INVALID_REQUEST}",
-        "title": "Invalid request",
-        "status": 400,
-        "detail": f"this is not HTTP/1.1, or its headers are larger than {MAX_UNPARSED_BYTES:,} bytes",
-        "code": ErrorCode.INVALID_REQUEST,
-        "instance": "",
-        "request_id": "",
-    }
-).encode()
+_NOT_HTTP = Problem(
+    type=f"urn:lensd:error:{ErrorCode.INVALID_REQUEST}",
+    title="Invalid request",
+    status=HTTPStatus.BAD_REQUEST,
+    detail=f"this is not HTTP/1.1, or its headers are larger than {MAX_HEAD_BYTES:,} bytes",
+    code=ErrorCode.INVALID_REQUEST,
+    instance="",
+    request_id="",
+)
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Counts the bytes of headers as they arrive: httptools itself would collect them without end."""
+    """Counts the bytes of a head that does not end: httptools itself would collect them for ever."""
 
+    _in_head = False
     _head_bytes = 0
 
+    def data_received(self, data: bytes) -> None:
+        was_in_head = self._in_head
+        super().data_received(data)
+        self._head_bytes = self._head_bytes + len(data) if was_in_head and self._in_head else 0
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("")
+
     def on_message_begin(self) -> None:
-        self._head_bytes = 0
+        self._in_head = True
         super().on_message_begin()
 
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
         del msg
-        head = (
-            f"HTTP/1.1 400 Bad Request\r\ncontent-type: {PROBLEM_MEDIA_TYPE}\r\n"
-            f"content-length: {len(_REFUSAL)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + _REFUSAL)
+        body = _NOT_HTTP.model_dump_json()
+        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {PROBLEM_MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(f"{head}connection: close\r\n\r\n{body}".encode())
         self.transport.close()
-
-    def _count(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > MAX_UNPARSED_BYTES:
-            raise ValueError("the headers are too large")
 
 
 class Server(uvicorn.Server):
@@ -80,8 +75,8 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(app: FastAPI, closing: asyncio.Event, *, host: str, port: int, shutdown_s: int) -> None:
-    """Serve until SIGINT or SIGTERM, then finish what is under way for at most `shutdown_s` seconds."""
+def make_server(app: FastAPI, closing: asyncio.Event, *, host: str, port: int, shutdown_s: int) -> Server:
+    """A server that, when it ends, finishes what is under way for at most `shutdown_s` seconds."""
     config = uvicorn.Config(
         app,
         host=host,
@@ -95,10 +90,15 @@ def serve(app: FastAPI, closing: asyncio.Event, *, host: str, port: int, shutdow
         server_header=False,
         timeout_graceful_shutdown=shutdown_s,
     )
+    return Server(config, closing)
+
+
+def run(server: Server) -> None:
+    """Serve until SIGINT or SIGTERM."""
     # uvicorn raises the signal again once it has ended: leave by way of every `finally`, with the code of success.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
-    Server(config, closing).run()
+    server.run()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -4,13 +4,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ByteSize, Field, SecretStr
+from pydantic import AfterValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.logs import LogFormat
 
 _PLACEHOLDER = re.compile(
-    r"change.?(me|this)|replace.?(me|this)|placeholder|example|password|passwd|secret|x{4}|<.*>|\$\{.*\}|^\*+$",
+    r"change.?(me|this)|replace.?(me|this)|placeholder|example|password|passwd|secret|^x+$|<.*>|\$\{.*\}|^\*+$",
     re.IGNORECASE,
 )
 _PASSWORD_IN_URL = re.compile(r"^[a-z+]+://[^/@]*:([^/@]*)@", re.IGNORECASE)
@@ -52,3 +52,8 @@ class GatewaySettings(BaseSettings):
     max_job_tokens: Annotated[int, Field(ge=1, le=100_000_000)] = 200_000
     shutdown_s: Annotated[int, Field(ge=0, le=600)] = 10
     """How long requests under way may take to end when the gateway is asked to stop."""
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with the environment, one line per variable, without the values: some are secrets."""
+    return "\n".join(f"lensd: LENSD_{str(problem['loc'][0]).upper()}: {problem['msg']}" for problem in error.errors())

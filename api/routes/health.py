@@ -5,7 +5,7 @@ from typing import Literal
 from fastapi import APIRouter
 
 from api.dependencies import GatewayServices, Services
-from api.documented import problems
+from api.documented import NO_KEY, problems
 from services.contracts.base import Contract
 from services.contracts.errors import ErrorCode, LensdError, Unavailable
 
@@ -23,13 +23,13 @@ class Readiness(Contract):
     pools: dict[str, int]
 
 
-@router.get("/livez", operation_id="check_liveness", responses=problems(key=False))
+@router.get("/livez", operation_id="check_liveness", responses=problems(key=False), openapi_extra=NO_KEY)
 async def check_liveness() -> Liveness:
     """Whether the gateway's process answers at all."""
     return Liveness()
 
 
-@router.get("/readyz", operation_id="check_readiness", responses=problems(503, key=False))
+@router.get("/readyz", operation_id="check_readiness", responses=problems(503, key=False), openapi_extra=NO_KEY)
 def check_readiness(services: Services) -> Readiness:
     """Whether the store answers and every served pool has a live worker; the problem says what is not there."""
     workers = _workers(services)
@@ -44,4 +44,4 @@ def _workers(services: GatewayServices) -> int:
         services.store.ping()
         return sum(state.pool == services.pool for state in services.workers.alive())
     except LensdError as error:
-        raise Unavailable(ErrorCode.NOT_READY, f"the job store does not answer: {error.message}") from error
+        raise Unavailable(ErrorCode.NOT_READY, error.message) from error

@@ -31,6 +31,11 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 POLL_AFTER_S = 1
 """What `Retry-After` proposes to a client that does not follow the events."""
 
+_ACCEPTED_HEADERS = {
+    "Location": {"description": "Where the job is.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds after which to look again.", "schema": {"type": "integer"}},
+}
+
 _parser: BodyParser[JobSpec] = BodyParser(TypeAdapter(JobSpec))
 
 
@@ -60,7 +65,7 @@ class JobList(Contract):
     response_class=Response,
     responses={
         200: body("JobView", "The job ended within the time of `Prefer: wait`."),
-        202: body("JobView", "The job is accepted; `Location` is where it is."),
+        202: {**body("JobView", "The job is accepted; `Location` is where it is."), "headers": _ACCEPTED_HEADERS},
         **problems(400, 413, 415, 422),
     },
     openapi_extra=request_body("JobSpec", JOBS),

@@ -10,9 +10,8 @@ from api.dependencies import Services
 from api.documented import body, problems
 from api.lookup import JobId, find_job
 from api.negotiation import choose
-from api.representations import NPZ, OFFERED, SAFETENSORS, represent, tensor_bytes
-from api.violations import show
-from services.contracts.errors import ErrorCode, NotFound
+from api.representations import NPZ, OFFERED, SAFETENSORS, require_result, result_as
+from services.jobs.results import load_tensor
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -33,7 +32,9 @@ def get_job_result(
     """The result of a job that has succeeded; as safetensors or npz it holds every tensor under its path."""
     record = find_job(services, key, job_id)
     media_type = choose(accept, OFFERED)
-    return Response(represent(record, services.blobs, media_type), media_type=media_type, headers={"Vary": "Accept"})
+    require_result(record)
+    result = result_as(media_type, record, services.blobs)
+    return Response(result, media_type=media_type, headers={"Vary": "Accept"})
 
 
 @router.get(
@@ -48,8 +49,7 @@ def get_job_result(
 def get_job_tensor(
     services: Services, key: Reader, job_id: JobId, name: Annotated[str, Path(max_length=200, examples=["effects"])]
 ) -> Response:
-    """One tensor of a result, named by its path: little-endian float32 in row-major order."""
-    data = tensor_bytes(find_job(services, key, job_id), services.blobs, name)
-    if data is None:
-        raise NotFound(ErrorCode.TENSOR_NOT_FOUND, f"the result has no tensor {show(name)}: see its `href`s")
-    return Response(data, media_type="application/octet-stream")
+    """One tensor that the result refers to by `href`: little-endian float32 in row-major order."""
+    record = find_job(services, key, job_id)
+    require_result(record)
+    return Response(load_tensor(record, services.blobs, name), media_type="application/octet-stream")

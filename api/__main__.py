@@ -1,0 +1,103 @@
+"""The gateway process, `python -m api`: the composition root that gives the application its real ports."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from api import logs
+from api.app import create_app
+from api.dependencies import GatewayServices
+from api.limits import RequestLimits
+from api.server import make_server, run
+from api.settings import GatewaySettings, explain
+from services.adapters.celery_doorbell import CeleryDoorbell
+from services.adapters.folder_blobs import FolderBlobs
+from services.adapters.redis_blobs import RedisBlobs
+from services.adapters.redis_client import UnsuitableServerError, check_server, make_client
+from services.adapters.redis_events import RedisJobEvents
+from services.adapters.redis_jobs import RedisJobStore
+from services.adapters.redis_keys import RedisKeyStore
+from services.adapters.redis_workers import RedisWorkers
+from services.catalogue.catalogue import open_catalogue
+from services.catalogue.resolve import Limits
+from services.contracts.errors import LensdError
+from services.jobs.policy import JobPolicy
+from services.jobs.reaper import Reaper
+from services.tenants.handover import hand_over
+from services.tenants.keys import ensure_first_key
+
+log = logging.getLogger("api")
+
+
+def main() -> int:
+    """Serve until asked to stop; 1, with one line that says why, when that cannot be."""
+    try:
+        settings = GatewaySettings()
+    except ValidationError as error:
+        print(explain(error), file=sys.stderr)
+        return 1
+    logs.configure(settings.log_format, settings.log_level)
+    try:
+        _prepare_store(settings)
+    except (LensdError, UnsuitableServerError, OSError) as error:
+        log.error("cannot start: %s", error)
+        return 1
+    services, app = build(settings)
+    log.info("serving %d models and %d SAEs", len(services.catalogue.models), len(services.catalogue.saes))
+    run(make_server(app, services.closing, host=settings.host, port=settings.port, shutdown_s=settings.shutdown_s))
+    return 0
+
+
+def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
+    """The application on Redis and the file system. Connects to nothing until it is served."""
+    policy = JobPolicy()
+    url = settings.redis_url.get_secret_value()
+    client = make_client(url, patient=False)
+    events = RedisJobEvents(url)
+    services = GatewayServices(
+        store=RedisJobStore(client, policy),
+        events=events,
+        doorbell=CeleryDoorbell(url),
+        blobs=RedisBlobs(client) if settings.blobs == "redis" else FolderBlobs(settings.home / "blobs"),
+        workers=RedisWorkers(client),
+        keys=RedisKeyStore(client),
+        catalogue=open_catalogue(settings.home),
+        limits=Limits(tokens=settings.max_job_tokens),
+        pool=settings.pool,
+    )
+    reaper = Reaper(services.store, services.blobs, services.doorbell, every_s=policy.reap_every_s)
+
+    @asynccontextmanager
+    async def background(_app: FastAPI) -> AsyncIterator[None]:
+        async with events:
+            reaper.start()
+            try:
+                yield
+            finally:
+                await asyncio.to_thread(reaper.stop)
+        client.close()
+
+    return services, create_app(services, RequestLimits(body_bytes=settings.max_body), background)
+
+
+def _prepare_store(settings: GatewaySettings) -> None:
+    """Wait for the store, refuse one that lensd cannot rely on, and see to it that there is an API key."""
+    client = make_client(settings.redis_url.get_secret_value(), patient=True)
+    try:
+        check_server(client)
+        bootstrap = None if settings.bootstrap_key is None else settings.bootstrap_key.get_secret_value()
+        fresh = ensure_first_key(RedisKeyStore(client), bootstrap)
+    finally:
+        client.close()
+    if fresh is not None:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        hand_over(fresh, settings.home, sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

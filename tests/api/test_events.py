@@ -1,0 +1,149 @@
+"""Following a job as server-sent events."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+from api.events import resume_point, stream
+from services.contracts.job import JobStatus, JobSummary
+from services.jobs.record import JobEvent, StoredResult
+from tests.api.conftest import Stand
+from tests.api.specs import PATCHING, patching_result
+
+pytestmark = pytest.mark.anyio
+
+STORED = StoredResult(document=patching_result().model_dump_json())
+
+
+@dataclass(frozen=True)
+class Received:
+    id: str
+    event: str
+    job: JobSummary
+
+
+def received(text: str) -> Sequence[Received]:
+    """The events of a stream, comments and `retry` left out."""
+    frames = [dict(line.split(": ", 1) for line in frame.splitlines()) for frame in text.split("\n\n") if frame]
+    return [
+        Received(frame["id"], frame["event"], JobSummary.model_validate_json(frame["data"]))
+        for frame in frames
+        if "event" in frame
+    ]
+
+
+async def submitted(client: httpx.AsyncClient) -> str:
+    job_id: str = (await client.post("/v1/jobs", json=PATCHING)).json()["id"]
+    return job_id
+
+
+async def test_a_stream_starts_with_a_snapshot_and_ends_with_the_end(stand: Stand, client: httpx.AsyncClient) -> None:
+    job_id = await submitted(client)
+    claim = stand.claim()
+
+    async def work() -> None:
+        for done in (3, 7):
+            await asyncio.sleep(0.02)
+            stand.advance(claim, done)
+        stand.succeed(claim, STORED)
+
+    response, _ = await asyncio.gather(client.get(f"/v1/jobs/{job_id}/events"), work())
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-store"
+    assert response.text.startswith("retry: ")
+    events = received(response.text)
+    assert [event.event for event in events] == ["running", "running", "running", "succeeded"]
+    assert [event.job.progress.done for event in events] == [0, 3, 7, 7]
+    assert all(event.job.id == job_id for event in events)
+    ids = [int(event.id) for event in events]
+    assert ids == sorted(set(ids))
+
+
+async def test_a_stream_resumes_after_the_last_event_seen(stand: Stand, client: httpx.AsyncClient) -> None:
+    job_id = await submitted(client)
+    claim = stand.claim()
+    for done in (1, 2, 3):
+        stand.advance(claim, done)
+    stand.succeed(claim, STORED)
+    whole = received((await client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": "0"})).text)
+    seen = whole[-3].id
+    rest = received((await client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": seen})).text)
+    assert [event.id for event in rest] == [event.id for event in whole[-2:]]
+
+
+async def test_an_ended_job_gives_its_end_at_once_and_nothing_after_it(stand: Stand, client: httpx.AsyncClient) -> None:
+    job_id = await submitted(client)
+    stand.succeed(stand.claim(), STORED)
+    (end,) = received((await client.get(f"/v1/jobs/{job_id}/events")).text)
+    assert end.event == "succeeded"
+    again = await client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": end.id})
+    assert again.status_code == 204, "204 tells a browser's EventSource to stop coming back"
+
+
+@pytest.mark.parametrize("last_event_id", ["abc", "-1", "1" * 30, "1; drop", "\x7f"])
+async def test_an_event_id_of_another_making_starts_over_with_a_snapshot(
+    stand: Stand, client: httpx.AsyncClient, last_event_id: str
+) -> None:
+    assert resume_point(last_event_id) is None
+    job_id = await submitted(client)
+    stand.succeed(stand.claim(), STORED)
+    response = await client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": last_event_id})
+    assert len(received(response.text)) == 1
+
+
+def summary(status: JobStatus) -> JobSummary:
+    return JobSummary.model_validate(
+        {
+            "id": "job_" + "a" * 26,
+            "kind": "patching",
+            "model": "tiny",
+            "status": status,
+            "label": None,
+            "metadata": {},
+            "created_at": "2026-01-01T00:00:00Z",
+            "started_at": None,
+            "finished_at": None,
+            "expires_at": None,
+            "attempt": 0,
+            "progress": {"done": 0, "planned": 0},
+            "cached": False,
+            "error": None,
+        }
+    )
+
+
+async def slow_events(pause_s: float) -> AsyncGenerator[JobEvent, None]:
+    yield JobEvent("1", summary(JobStatus.RUNNING))
+    await asyncio.sleep(pause_s)
+    yield JobEvent("2", summary(JobStatus.SUCCEEDED))
+
+
+async def test_an_idle_stream_is_kept_alive_by_comments() -> None:
+    frames = [frame async for frame in stream(slow_events(0.1), asyncio.Event(), keep_alive_s=0.02)]
+    assert frames.count(b": keep-alive\n\n") >= 2
+    assert frames[-1].startswith(b"id: 2\nevent: succeeded\n")
+
+
+async def test_a_stopping_gateway_ends_its_streams() -> None:
+    closing, events = asyncio.Event(), slow_events(60)
+    frames: list[bytes] = []
+    async with asyncio.timeout(5):
+        async for frame in stream(events, closing):
+            frames.append(frame)
+            closing.set()
+    assert frames[0].startswith(b"retry: ")
+    with pytest.raises(StopAsyncIteration):
+        await anext(events)
+
+
+async def test_leaving_a_stream_stops_watching_the_job() -> None:
+    events = slow_events(60)
+    frames = stream(events, asyncio.Event())
+    await anext(frames)
+    await anext(frames)
+    await frames.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await anext(events)

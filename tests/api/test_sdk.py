@@ -1,0 +1,91 @@
+"""A client generated from openapi.yaml makes every kind of job and understands every kind of result."""
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import pytest
+
+from api.openapi import FILE
+from services.jobs.record import StoredResult
+from tests.api.conftest import Stand
+from tests.api.specs import ATTRIBUTION, FEATURES, PATCHING, attribution_result, features_result, patching_result
+
+pytestmark = pytest.mark.anyio
+
+PACKAGE = "lensd_client"
+KINDS = [
+    pytest.param("PatchingSpec", PATCHING, patching_result(), id="patching"),
+    pytest.param("AttributionSpec", ATTRIBUTION, attribution_result(), id="attribution"),
+    pytest.param("FeaturesSpec", FEATURES, features_result(), id="features"),
+]
+
+
+@pytest.fixture(scope="module")
+def sdk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    """The generated package; generating it gives no warning."""
+    folder = tmp_path_factory.mktemp("sdk")
+    (folder / "config.yaml").write_text("post_hooks: []\n", encoding="utf-8")
+    generator = str(Path(sys.executable).with_name("openapi-python-client"))
+    arguments = ["--path", str(FILE), "--output-path", "out", "--config", "config.yaml", "--fail-on-warning"]
+    run = subprocess.run([generator, "generate", *arguments], cwd=folder, check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "Unable" not in run.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder / "out")
+        yield importlib.import_module(PACKAGE)
+        for name in [name for name in sys.modules if name.split(".")[0] == PACKAGE]:
+            del sys.modules[name]
+
+
+def part(path: str) -> Any:
+    return importlib.import_module(f"{PACKAGE}.{path}")
+
+
+@pytest.fixture
+def client(sdk: ModuleType, stand: Stand) -> Any:
+    """The SDK's own client, its requests carried to the application under test."""
+    client = sdk.AuthenticatedClient(base_url="http://lensd", token=stand.key("alice"), raise_on_unexpected_status=True)
+    headers = {"Authorization": f"Bearer {client.token}"}
+    transport = httpx.ASGITransport(stand.app)
+    return client.set_async_httpx_client(
+        httpx.AsyncClient(base_url="http://lensd", transport=transport, headers=headers)
+    )
+
+
+@pytest.mark.parametrize(("model", "spec", "result"), KINDS)
+async def test_the_generated_client_makes_a_job_and_reads_its_result(
+    client: Any, stand: Stand, model: str, spec: dict[str, Any], result: Any
+) -> None:
+    body = getattr(part("models"), model).from_dict(spec)
+    assert body.to_dict() == spec
+    job = await part("api.jobs.submit_job").asyncio(client=client, body=body)
+    assert (type(job).__name__, job.status.value, job.result) == ("JobView", "queued", None)
+    stand.succeed(stand.claim(), StoredResult(document=result.model_dump_json()))
+    job = await part("api.jobs.get_job").asyncio(job.id, client=client)
+    assert type(job.result).__name__ == type(result).__name__
+    assert job.result.to_dict() == result.model_dump(mode="json")
+    alone = await part("api.jobs.get_job_result").asyncio(job.id, client=client)
+    assert alone.to_dict() == job.result.to_dict()
+
+
+async def test_the_generated_client_understands_problems(client: Any) -> None:
+    body = part("models").FeaturesSpec.from_dict({**FEATURES, "model": "gpt-5"})
+    problem = await part("api.jobs.submit_job").asyncio(client=client, body=body)
+    assert (type(problem).__name__, problem.status, problem.code.value) == ("Problem", 422, "unknown_model")
+    assert problem.errors[0].pointer == "/model"
+
+
+async def test_the_generated_client_lists_jobs_models_and_saes(client: Any) -> None:
+    body = part("models").AttributionSpec.from_dict(ATTRIBUTION)
+    made = await part("api.jobs.submit_job").asyncio(client=client, body=body)
+    listed = await part("api.jobs.list_jobs").asyncio(client=client, status=part("models").JobStatus.QUEUED, limit=5)
+    assert [job.id for job in listed.jobs] == [made.id]
+    models = await part("api.models.list_models").asyncio(client=client)
+    saes = await part("api.saes.list_saes").asyncio(client=client)
+    assert {sae.model for sae in saes.saes} <= {model.id for model in models.models}

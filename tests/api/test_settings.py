@@ -1,0 +1,74 @@
+"""The gateway's settings, and its refusal to start with what is no setting."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from api.settings import GatewaySettings, explain
+from services.tenants.keys import Scope, new_key
+
+PLACEHOLDERS = [
+    "changeme",
+    "change-me",
+    "lensd_aaaaaaaaaaaa_replace-me-replace-me",
+    "<your key>",
+    "${KEY}",
+    "***",
+    "XXXX",
+]
+
+
+def test_the_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENSD_HOME", "/data")
+    monkeypatch.setenv("LENSD_PORT", "9000")
+    monkeypatch.setenv("LENSD_MAX_BODY", "2MB")
+    monkeypatch.setenv("LENSD_BOOTSTRAP_KEY", "")
+    settings = GatewaySettings()
+    assert (settings.home, settings.port, settings.max_body) == (Path("/data"), 9000, 2_000_000)
+    assert settings.bootstrap_key is None
+
+
+@pytest.mark.parametrize("secret", PLACEHOLDERS)
+def test_a_placeholder_is_no_key(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    monkeypatch.setenv("LENSD_BOOTSTRAP_KEY", secret)
+    with pytest.raises(ValidationError, match="placeholder"):
+        GatewaySettings()
+
+
+@pytest.mark.parametrize("secret", ["changeme", "password", "<password>", "${REDIS_PASSWORD}"])
+def test_a_placeholder_is_no_password_of_the_store(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    monkeypatch.setenv("LENSD_REDIS_URL", f"redis://user:{secret}@redis.example:6379/0")
+    with pytest.raises(ValidationError, match="placeholder"):
+        GatewaySettings()
+
+
+def test_real_secrets_are_taken_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(200):
+        key = new_key("o", "n", tuple(Scope))[0]
+        monkeypatch.setenv("LENSD_BOOTSTRAP_KEY", key)
+        monkeypatch.setenv("LENSD_REDIS_URL", f"rediss://:{key[-43:]}@password.example:6379/0")
+        shown = repr(GatewaySettings())
+        assert key not in shown
+        assert key[-43:] not in shown
+
+
+def test_what_is_wrong_is_told_by_variable_without_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENSD_PORT", "99999")
+    monkeypatch.setenv("LENSD_BOOTSTRAP_KEY", "changeme")
+    with pytest.raises(ValidationError) as caught:
+        GatewaySettings()
+    told = explain(caught.value)
+    assert "LENSD_PORT" in told
+    assert "LENSD_BOOTSTRAP_KEY" in told
+    assert "changeme" not in told
+
+
+def test_the_process_ends_with_one_line_when_a_setting_is_wrong() -> None:
+    environment = {"LENSD_BOOTSTRAP_KEY": "changeme", "PATH": ""}
+    run = subprocess.run([sys.executable, "-m", "api"], check=False, capture_output=True, text=True, env=environment)
+    assert run.returncode == 1
+    assert run.stderr.count("\n") == 1
+    assert "LENSD_BOOTSTRAP_KEY" in run.stderr
