@@ -64,7 +64,7 @@ class Supervisor:
                     raise LaunchError(f"{keeper.child.name} ended {keeper.crashes} times at its start: see its lines")
             if time.monotonic() > give_up_at:
                 raise LaunchError(f"not ready after {timeout_s:.0f} s: {reason}")
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def stop(self) -> None:
         """Ends the children, the last one started first, each with its grace; an interrupt kills what is left."""

@@ -80,7 +80,7 @@ def launch(home: Path, log_file: Path, command: str = "up", **environment: str) 
     """Starts the launcher on `home`, its lines going to `log_file`; it dies with the thread that called this."""
     home.mkdir(parents=True, exist_ok=True)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("LENSD_")}
-    with log_file.open("ab") as log:
+    with log_file.open("wb") as log:
         return subprocess.Popen(
             dies_with_parent([sys.executable, "-m", "deploy.local", command]),
             cwd=PROJECT_ROOT,

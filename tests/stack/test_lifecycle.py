@@ -13,6 +13,21 @@ from tests.processes import eventually
 from tests.stack.harness import CHILDREN, RunningStack, all_end, end, launch, running_stack
 
 WAIT_S = 90
+CLEAN = "When John and Mary went to the shops, John gave the bag to"
+CORRUPTED = "When John and Mary went to the shops, Mary gave the bag to"
+SWEEP = {
+    "kind": "patching",
+    "model": "smollm2-135m",
+    "method": {"type": "activation_patching", "site": "resid_pre", "layers": [0, 5, 10, 15, 20, 25]},
+    "pairs": [{"clean": CLEAN, "corrupted": CORRUPTED, "answer": " Mary", "foil": " John"}],
+}
+SMALL = {
+    "kind": "attribution",
+    "model": "smollm2-135m",
+    "method": {"type": "direct_logit_attribution"},
+    "examples": [{"prompt": CLEAN, "answer": " Mary", "foil": " John"}],
+    "cache": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +78,9 @@ def test_a_killed_child_comes_back_and_the_stack_serves_again(own_stack: Running
     assert eventually(lambda: f"{child} ended unasked (killed by SIGKILL)" in own_stack.output)
     assert eventually(lambda: child_pid(own_stack, child) not in {None, before})
     assert eventually(own_stack.is_ready, WAIT_S), own_stack.output
-    with own_stack.client() as client:
-        assert client.get("/v1/models").status_code == httpx.codes.OK
+    with own_stack.client(timeout_s=WAIT_S) as client:
+        job = client.post("/v1/jobs", json=SMALL, headers={"Prefer": "wait=60"})
+    assert job.json()["status"] == "succeeded", job.text
 
 
 def child_pid(stack: RunningStack, child: str) -> int | None:
@@ -83,17 +99,23 @@ def test_sigterm_drains_and_leaves_no_process_behind(own_stack: RunningStack) ->
     assert not list((own_stack.home / "run").glob("*.pid"))
 
 
-def test_a_killed_launcher_takes_its_children_along_and_its_successor_starts_at_once(
+def test_a_killed_launcher_takes_its_children_along_and_its_successor_finishes_their_job(
     home: Path, tmp_path: Path
 ) -> None:
-    with running_stack(tmp_path, store=home) as first:
+    def status() -> str:
+        job: dict[str, str] = client.get(location).json()
+        return job["status"]
+
+    with running_stack(tmp_path, store=home) as first, first.client() as client:
+        location = client.post("/v1/jobs", json=SWEEP).headers["Location"]
+        assert eventually(lambda: status() == "running", WAIT_S)
         pids = first.pids()
         first.launcher.kill()
         first.launcher.wait()
         assert all_end(pids)
     with running_stack(tmp_path, store=home) as second, second.client() as client:
         client.headers["Authorization"] = f"Bearer {first.api_key}"
-        assert client.get("/v1/models").status_code == httpx.codes.OK
+        assert eventually(lambda: status() == "succeeded", 2 * WAIT_S), client.get(location).text
 
 
 def test_without_a_terminal_the_first_key_is_in_a_private_file_and_works(home: Path, tmp_path: Path) -> None:
