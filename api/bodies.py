@@ -19,7 +19,8 @@ MAX_DEPTH = 32
 MAX_ERRORS = 10_000
 """Above it nothing is listed: describing hundreds of thousands of errors would hold the interpreter for seconds."""
 
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# Possessive, and content with a string that does not end: so that no body takes more than one pass.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
 
@@ -38,8 +39,7 @@ class BodyParser(Generic[Body]):
 
     def parse(self, raw: bytes) -> Body:
         """The typed body; raises LensdError(INVALID_JSON | BODY_TOO_DEEP) or InvalidSpec."""
-        _check_text(raw)
-        _check_json(raw)
+        _check_json(_read_text(raw))
         try:
             return self._adapter.validate_json(raw)
         except ValidationError as invalid:
@@ -69,20 +69,20 @@ def depth(raw: bytes, at_most: int) -> int:
     return levels
 
 
-def _check_text(raw: bytes) -> None:
+def _read_text(raw: bytes) -> str:
     if not raw.strip():
         _refuse_json("the body is empty: send a JSON object")
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        _refuse_json(f"byte {error.start} (0x{raw[error.start]:02x}) is not UTF-8")
     if depth(raw, MAX_DEPTH) > MAX_DEPTH:
         raise LensdError(ErrorCode.BODY_TOO_DEEP, f"the body nests deeper than {MAX_DEPTH} levels")
-
-
-def _check_json(raw: bytes) -> None:
     try:
-        json.loads(raw, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant, parse_int=_keep_digits)
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        _refuse_json(f"byte {error.start} (0x{raw[error.start]:02x}) is not UTF-8")
+
+
+def _check_json(text: str) -> None:
+    try:
+        json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant, parse_int=_keep_digits)
     except json.JSONDecodeError as error:
         _refuse_json(f"{error.msg} at line {error.lineno}, column {error.colno}")
 

@@ -45,7 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def open_keys(settings: GatewaySettings) -> KeyStore:
-    return RedisKeyStore(make_client(settings.redis_url.get_secret_value(), patient=False))
+    return RedisKeyStore(make_client(store_url(settings), patient=False))
+
+
+def store_url(settings: GatewaySettings) -> str:
+    """Where the keys are: as LENSD_REDIS_URL says, else where the local stack that runs on LENSD_HOME keeps them."""
+    note = settings.home / "run" / "redis-url"
+    if "redis_url" not in settings.model_fields_set and note.is_file():
+        return note.read_text(encoding="ascii").strip()
+    return settings.redis_url.get_secret_value()
 
 
 def run_keys(parsed: argparse.Namespace, keys: KeyStore) -> int:

@@ -36,7 +36,7 @@ class GatewayServices:
     """The worker pool that jobs go to."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process is asked to stop: whoever waits for a job then answers with what there is."""
-    _reading: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_CONCURRENT_READS))
+    _reading: CapacityLimiter = field(init=False, default_factory=lambda: CapacityLimiter(_CONCURRENT_READS))
 
     async def read(self, work: Callable[[], Answer]) -> Answer:
         """Parse, tokenise and check what a client sent: off the event loop, a few at a time."""

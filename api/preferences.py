@@ -14,7 +14,6 @@ Prefer = Annotated[
     Header(
         description=f"`wait=N`: wait up to N seconds (at most {MAX_WAIT_S}) for the job to end before answering.",
         examples=["wait=30"],
-        max_length=200,
     ),
 ]
 

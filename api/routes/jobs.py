@@ -12,6 +12,7 @@ from api.auth import Reader, Submitter
 from api.bodies import BodyParser
 from api.dependencies import GatewayServices, Services
 from api.documented import body, content, problems, request_body
+from api.errors import InvalidParameters, ProblemItem
 from api.events import ended_within, resume_point, stream
 from api.lookup import JobId, find_job, not_found
 from api.preferences import Prefer, preference_applied, preferred_wait
@@ -19,7 +20,7 @@ from api.representations import job_json
 from api.routes.examples import JOBS
 from services.catalogue.resolve import resolve
 from services.contracts.base import Contract
-from services.contracts.errors import Unavailable
+from services.contracts.errors import Refused, Unavailable
 from services.contracts.job import JobSpec, JobStatus, JobSummary
 from services.jobs.ids import new_job_id
 from services.jobs.ports import JobFilter
@@ -88,7 +89,10 @@ async def submit_job(request: Request, services: Services, key: Submitter, prefe
 def list_jobs(services: Services, key: Reader, query: Annotated[JobQuery, Query()]) -> JobList:
     """The caller's jobs, newest first, without their results."""
     where = JobFilter(status=query.status, kind=query.kind, label=query.label)
-    page = services.store.list(key.owner, where, query.cursor, query.limit)
+    try:
+        page = services.store.list(key.owner, where, query.cursor, query.limit)
+    except Refused as error:
+        raise InvalidParameters((ProblemItem(parameter="cursor", code=error.code, message=error.message),)) from error
     return JobList(jobs=page.jobs, cursor=page.cursor)
 
 
@@ -150,7 +154,7 @@ async def stream_job_events(
     services: Services,
     key: Reader,
     job_id: JobId,
-    last_event_id: Annotated[str | None, Header(description="Resume after this event.", max_length=100)] = None,
+    last_event_id: Annotated[str | None, Header(description="Resume after this event.")] = None,
 ) -> Response:
     """Follow a job as server-sent events."""
     record = await run_in_threadpool(find_job, services, key, job_id)

@@ -27,7 +27,7 @@ _RESULT["content"] |= {SAFETENSORS: _BINARY, NPZ: _BINARY}
     responses={200: _RESULT, **problems(404, 406, 409, 410, 422)},
 )
 def get_job_result(
-    services: Services, key: Reader, job_id: JobId, accept: Annotated[str | None, Header(max_length=1_000)] = None
+    services: Services, key: Reader, job_id: JobId, accept: Annotated[str | None, Header()] = None
 ) -> Response:
     """The result of a job that has succeeded; as safetensors or npz it holds every tensor under its path."""
     record = find_job(services, key, job_id)

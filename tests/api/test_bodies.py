@@ -1,6 +1,7 @@
 """What the parser of bodies says of bodies that are wrong, place by place."""
 
 import json
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -85,6 +86,14 @@ def test_a_body_that_nests_too_deep_is_refused_before_it_is_parsed(raw: bytes) -
 )
 def test_depth_counts_brackets_outside_strings(raw: bytes, expected: int) -> None:
     assert depth(raw, at_most=MAX_DEPTH) == expected
+
+
+@pytest.mark.parametrize("piece", [b'\\"', b'"', b'"\\', b"[]", b"["])
+def test_no_body_takes_long_to_be_refused(piece: bytes) -> None:
+    started = time.process_time()
+    refusal(b'"' + piece * (999_999 // len(piece)))
+    refusal(piece * (1_000_000 // len(piece)))
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize("raw", [b"5", b"null", b'"text"', b"[]"])

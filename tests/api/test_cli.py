@@ -1,11 +1,13 @@
 """The operator's command line."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 
-from api.cli import main, make_parser, run_keys
+from api.cli import main, make_parser, run_keys, store_url
 from api.openapi import render
+from api.settings import GatewaySettings
 from services.tenants.keys import Scope, authenticate, parse_strong_key
 from services.tenants.memory import MemoryKeyStore
 
@@ -80,3 +82,15 @@ def test_a_store_that_does_not_answer_is_told_in_one_line(
     monkeypatch.setenv("LENSD_REDIS_URL", "redis://127.0.0.1:1/0")
     assert main(["keys", "list"]) == 1
     assert capsys.readouterr().err == "lensd: the job store does not answer: try again\n"
+
+
+def test_the_keys_of_the_local_stack_are_found_by_its_data_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LENSD_REDIS_URL", raising=False)
+    assert store_url(GatewaySettings(home=tmp_path)) == "redis://127.0.0.1:6379/0"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "redis-url").write_text("redis://:pw@127.0.0.1:20001/0\n", encoding="ascii")
+    assert store_url(GatewaySettings(home=tmp_path)) == "redis://:pw@127.0.0.1:20001/0"
+    monkeypatch.setenv("LENSD_REDIS_URL", "redis://elsewhere:6379/0")
+    assert store_url(GatewaySettings(home=tmp_path)) == "redis://elsewhere:6379/0"
