@@ -10,6 +10,8 @@ from api.violations import show
 from services.contracts.errors import ErrorCode, Refused
 
 _METHODS_WITH_BODY = ("POST", "PUT", "PATCH")
+_LONGEST_LENGTH = 18
+"""Digits; Python refuses to convert thousands of them."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class LimitsMiddleware:
 
     def _check_length(self, headers: Mapping[str, str]) -> None:
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self.limits.body_bytes:
-            raise self._too_large(f"has {int(length):,} bytes")
+        if length.isdecimal() and (len(length) > _LONGEST_LENGTH or int(length) > self.limits.body_bytes):
+            raise self._too_large(f"is announced with {show(length)} bytes")
 
     def _counted(self, receive: Receive) -> Receive:
         received = 0

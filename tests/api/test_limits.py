@@ -62,6 +62,13 @@ async def test_a_length_that_lies_changes_nothing(small: httpx.AsyncClient) -> N
     assert response.status_code == 413
 
 
+@pytest.mark.parametrize("length", ["9" * 30, "9" * 5_000])
+async def test_an_absurd_length_is_refused_as_too_large(client: httpx.AsyncClient, length: str) -> None:
+    response = await client.post("/v1/jobs", content=in_pieces(BODY), headers={**JSON, "Content-Length": length})
+    assert response.status_code == 413
+    assert len(response.json()["detail"]) < 250
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate, gzip", "x" * 300])
 async def test_a_compressed_body_is_refused(client: httpx.AsyncClient, encoding: str) -> None:
     headers = {**JSON, "Content-Encoding": encoding}
