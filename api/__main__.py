@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from api import logs
 from api.app import create_app
 from api.dependencies import GatewayServices
 from api.limits import RequestLimits
 from api.server import make_server, run
 from api.settings import GatewaySettings, explain
+from services import logs
 from services.adapters.celery_doorbell import CeleryDoorbell
 from services.adapters.folder_blobs import FolderBlobs
 from services.adapters.redis_blobs import RedisBlobs

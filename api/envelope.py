@@ -11,8 +11,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import problem_response
-from api.logs import request_id
 from services.contracts.errors import ErrorCode, LensdError
+from services.logs import request_id
 
 REQUEST_ID = "X-Request-Id"
 SECURITY_HEADERS: Mapping[str, str] = {

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.errors import InvalidParameters, ProblemItem, problem_response
-from api.logs import request_id
 from api.violations import requirement, show
 from services.contracts.errors import ErrorCode, LensdError
+from services.logs import request_id
 
 _FRAMEWORK_CODES: Mapping[int, ErrorCode] = {
     HTTPStatus.NOT_FOUND: ErrorCode.ROUTE_NOT_FOUND,

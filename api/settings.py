@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from api.logs import LogFormat
+from services.logs import LogFormat
 
 _PLACEHOLDER = re.compile(
     r"change.?(me|this)|replace.?(me|this)|placeholder|example|password|passwd|secret|^x+$|<.*>|\$\{.*\}|^\*+$",

@@ -8,9 +8,10 @@ Importing this module connects to nothing; the worker's parts are built when Cel
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
+from celery.signals import setup_logging, worker_init, worker_ready, worker_shutdown, worker_shutting_down
 
 from services.adapters.celery_doorbell import QUEUE_PREFIX, TASK
+from services.logs import configure
 from worker.process import WorkerProcess
 from worker.settings import WorkerSettings
 
@@ -52,6 +53,13 @@ def ring(**_doorbell: object) -> None:
     """Somebody rang: see whether there is work. What the message says does not matter."""
     if _process is not None:
         _process.answer()
+
+
+@setup_logging.connect
+def _log(**_: object) -> None:
+    """Connected so that Celery leaves logging to us."""
+    settings = WorkerSettings()
+    configure(settings.log_format, settings.log_level)
 
 
 @worker_init.connect

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.logs import LogFormat
+
 
 class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LENSD_", frozen=True, extra="ignore", env_ignore_empty=True)
@@ -30,4 +32,5 @@ class WorkerSettings(BaseSettings):
     )
     preload: Annotated[bool, Field(description="load the pool's models at start instead of at the first job")] = True
     blobs: Literal["folder", "redis"] = "folder"
-    log_format: Literal["console", "json"] = "console"
+    log_format: LogFormat = "console"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

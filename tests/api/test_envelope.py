@@ -6,7 +6,7 @@ import logging
 import httpx
 import pytest
 
-from api import logs
+from services import logs
 from services.jobs.memory import MemoryJobStore
 from services.jobs.policy import JobPolicy
 from services.jobs.record import JobRecord

@@ -12,12 +12,15 @@ from typing import Literal
 
 LogFormat = Literal["console", "json"]
 
+_TALKATIVE = ("uvicorn", "uvicorn.error", "celery", "kombu", "httpx")
+"""Libraries of which only warnings are of interest."""
+
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request being served, also in the threads it uses."""
 
 
 def configure(log_format: LogFormat, level: str) -> None:
-    """Send every logger of the process, uvicorn's among them, through one handler."""
+    """Send every logger of the process, its libraries' among them, through one handler."""
     logging.config.dictConfig(
         {
             "version": 1,
@@ -25,7 +28,7 @@ def configure(log_format: LogFormat, level: str) -> None:
             "formatters": {"console": {"()": ConsoleFormatter}, "json": {"()": JsonFormatter}},
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": log_format}},
             "root": {"level": level, "handlers": ["stderr"]},
-            "loggers": {"uvicorn": {"level": "WARNING"}, "uvicorn.error": {"level": "WARNING"}},
+            "loggers": {name: {"level": "WARNING"} for name in _TALKATIVE},
         }
     )
 
