@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, FailFast, Field, Tag
+from typing_extensions import TypeAliasType
 
 from services.contracts.base import Position, Request, TokenId
 
@@ -16,7 +17,7 @@ class TokensPrompt(Request):
     """A prompt given as token ids, taken as they are: nothing is prepended."""
 
     type: Literal["tokens"]
-    tokens: Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=MAX_PROMPT_TOKENS)]
+    tokens: Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=MAX_PROMPT_TOKENS), FailFast()]
 
 
 class Message(Request):
@@ -38,10 +39,13 @@ def _prompt_form(value: Any) -> str:
     return "text" if isinstance(value, str) else "object"
 
 
-Prompt = Annotated[
-    Annotated[Text, Tag("text")] | Annotated[PromptObject, Tag("object")],
-    Discriminator(_prompt_form),
-]
+Prompt = TypeAliasType(
+    "Prompt",
+    Annotated[
+        Annotated[Text, Tag("text")] | Annotated[PromptObject, Tag("object")],
+        Discriminator(_prompt_form),
+    ],
+)
 """A string, or an object tagged by `type`."""
 
 
@@ -49,10 +53,15 @@ def _answer_form(value: Any) -> str:
     return "text" if isinstance(value, str) else "token"
 
 
-Answer = Annotated[
-    Annotated[Annotated[str, Field(min_length=1, max_length=200)], Tag("text")] | Annotated[TokenId, Tag("token")],
-    Discriminator(_answer_form),
-]
+AnswerText = Annotated[str, Field(min_length=1, max_length=200)]
+
+Answer = TypeAliasType(
+    "Answer",
+    Annotated[
+        Annotated[AnswerText, Tag("text")] | Annotated[TokenId, Tag("token")],
+        Discriminator(_answer_form),
+    ],
+)
 """One token of the vocabulary: as the text that continues the prompt (" Mary"), or as its id."""
 
 PositionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s]+$")]

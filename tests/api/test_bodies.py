@@ -138,7 +138,6 @@ def test_tags_of_unions_never_show_in_pointers() -> None:
     tokens = {"type": "tokens", "tokens": [1, "2", -3], "extra": 1}
     assert set(violations(pairs=[{"clean": tokens, "corrupted": "b"}])) == {
         "/pairs/0/clean/tokens/1",
-        "/pairs/0/clean/tokens/2",
         "/pairs/0/clean/extra",
     }
 
