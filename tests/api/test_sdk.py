@@ -1,24 +1,19 @@
 """A client generated from openapi.yaml makes every kind of job and understands every kind of result."""
 
-import importlib
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import httpx
 import pytest
 
-from api.openapi import FILE
 from services.jobs.record import StoredResult
 from tests.api.conftest import Stand
 from tests.api.specs import ATTRIBUTION, FEATURES, PATCHING, attribution_result, features_result, patching_result
+from tests.sdk import generated_sdk, part
 
 pytestmark = pytest.mark.anyio
 
-PACKAGE = "lensd_client"
 KINDS = [
     pytest.param("PatchingSpec", PATCHING, patching_result(), id="patching"),
     pytest.param("AttributionSpec", ATTRIBUTION, attribution_result(), id="attribution"),
@@ -28,23 +23,8 @@ KINDS = [
 
 @pytest.fixture(scope="module")
 def sdk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """The generated package; generating it gives no warning."""
-    folder = tmp_path_factory.mktemp("sdk")
-    (folder / "config.yaml").write_text("post_hooks: []\n", encoding="utf-8")
-    generator = str(Path(sys.executable).with_name("openapi-python-client"))
-    arguments = ["--path", str(FILE), "--output-path", "out", "--config", "config.yaml", "--fail-on-warning"]
-    run = subprocess.run([generator, "generate", *arguments], cwd=folder, check=False, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "Unable" not in run.stdout
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder / "out")
-        yield importlib.import_module(PACKAGE)
-        for name in [name for name in sys.modules if name.split(".")[0] == PACKAGE]:
-            del sys.modules[name]
-
-
-def part(path: str) -> Any:
-    return importlib.import_module(f"{PACKAGE}.{path}")
+    with generated_sdk(tmp_path_factory.mktemp("sdk")) as package:
+        yield package
 
 
 @pytest.fixture
