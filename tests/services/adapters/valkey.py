@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 from redis import Redis
@@ -77,16 +76,22 @@ def redis_url(shared_server: Server) -> str:
 
 def pass_time(client: Redis, seconds: float) -> None:
     """As if `seconds` had passed: everything that the job store remembers happened that much earlier."""
-    earlier = round(seconds * 1_000_000)
-    for key in client.scan_iter("lensd:*"):
-        kind = cast("bytes", client.type(key))
-        if kind == b"zset":
-            for member, score in cast("list[tuple[bytes, float]]", client.zrange(key, 0, -1, withscores=True)):
-                client.zadd(key, {member: score - earlier})
-        elif kind == b"hash" and key.startswith((b"lensd:job:", b"lensd:reaper")):
-            times = cast("list[bytes | None]", client.hmget(key, TIME_FIELDS))
-            moved: dict[Any, Any] = {
-                name: int(value) - earlier for name, value in zip(TIME_FIELDS, times, strict=True) if value
-            }
-            if moved:
-                client.hset(key, mapping=moved)
+    client.eval(_EARLIER, 0, round(seconds * 1_000_000), *TIME_FIELDS)
+
+
+_EARLIER = """
+for _, key in ipairs(redis.call('KEYS', 'lensd:*')) do
+  local kind = redis.call('TYPE', key).ok
+  if kind == 'zset' then
+    local entries = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+    for i = 1, #entries, 2 do
+      redis.call('ZADD', key, string.format('%.0f', tonumber(entries[i + 1]) - ARGV[1]), entries[i])
+    end
+  elseif kind == 'hash' then
+    for i = 2, #ARGV do
+      local time = redis.call('HGET', key, ARGV[i])
+      if time then redis.call('HSET', key, ARGV[i], string.format('%.0f', time - ARGV[1])) end
+    end
+  end
+end
+"""

@@ -216,3 +216,13 @@ def test_blobs_are_swept_now_and_then(bench: Bench) -> None:
     assert not bench.store.reap().sweep
     bench.advance(POLICY.sweep_every_s)
     assert bench.store.reap().sweep
+
+
+def test_a_worker_that_claims_its_job_again_holds_the_new_claim_alone(bench: Bench) -> None:
+    job_id = bench.submit()
+    earlier = bench.claim("w1")
+    bench.lose_worker()
+    later = bench.claim("w1")
+    assert not bench.store.heartbeat([earlier])[job_id].held
+    assert not bench.store.finish(earlier, Cancelled())
+    assert bench.store.finish(later, DONE)
