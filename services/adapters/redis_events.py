@@ -2,7 +2,7 @@
 
 1. One task per process reads `lensd:events`; a read that hangs ends with the socket's timeout.
 2. It hands each event to the watchers of that job, in memory: a watcher costs the server nothing while it waits.
-3. After any outage it starts at the stream's end and tells every watcher to catch up from its job's own stream.
+3. After any outage it starts at the stream's end and tells every watcher to catch up from its job's own events.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Self, cast
 
+import orjson
 from redis.exceptions import RedisError
 
 from services.adapters.redis_client import make_async_client, store_errors
@@ -89,13 +90,11 @@ class RedisJobEvents:
         return record_or_none(job_id, hash_of(SUMMARY_FIELDS, values))
 
     async def _kept(self, summary: JobSummary, seen: int) -> Sequence[JobEvent]:
-        """The job's events after `seen`, as far as its stream still has them."""
+        """The job's events after `seen`, as far as they are kept."""
         with store_errors():
-            entries = await self._client.xrange(f"lensd:events:{summary.id}", min=f"({seen}")
-        return [
-            _event(summary, int(entry_id.split(b"-")[0]), state_of(_decoded(fields)))
-            for entry_id, fields in cast("list[_Entry]", entries)
-        ]
+            kept = await cast("Awaitable[list[bytes]]", self._client.lrange(f"lensd:events:{summary.id}", 0, -1))
+        events = (_event(summary, *_news(_unpacked(entry))) for entry in kept)
+        return [event for event in events if int(event.id) > seen]
 
     @contextmanager
     def _attached(self, job_id: str) -> Iterator["_Watcher"]:
@@ -139,7 +138,7 @@ class RedisJobEvents:
         if not watchers:
             return
         try:
-            news = int(fields["version"]), state_of(fields)
+            news = _news(fields)
         except (KeyError, ValueError):
             _log.exception("an event is malformed")
             return
@@ -172,8 +171,17 @@ def _resume_point(after: str | None, version: int) -> int:
     return int(after or 0) if resumes else version - 1
 
 
+def _news(fields: Hash) -> tuple[int, _State]:
+    return int(fields["version"]), state_of(fields)
+
+
 def _event(summary: JobSummary, version: int, state: _State) -> JobEvent:
     return JobEvent(id=str(version), summary=summary.model_copy(update=state))
+
+
+def _unpacked(entry: bytes) -> Hash:
+    parts = orjson.loads(entry)
+    return {name: str(value).encode() for name, value in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def _decoded(fields: dict[bytes, bytes]) -> Hash:

@@ -39,6 +39,7 @@ RECORD_FIELDS = (
 SUMMARY_FIELDS = tuple(field for field in RECORD_FIELDS if field != "result")
 
 KEPT_EVENTS = 64
+KEPT_EVENTS_OF_ENDED = 8
 KEPT_SHARED_EVENTS = 10_000
 
 _log = logging.getLogger(__name__)
@@ -144,6 +145,7 @@ def policy_argument(policy: JobPolicy) -> bytes:
             "max_blamed": policy.max_blamed,
             "max_unexplained": policy.max_unexplained,
             "kept_events": KEPT_EVENTS,
+            "kept_events_of_ended": KEPT_EVENTS_OF_ENDED,
             "kept_shared_events": KEPT_SHARED_EVENTS,
             "deadline_exceeded": DEADLINE_EXCEEDED.model_dump_json(),
             "worker_lost": WORKER_LOST.model_dump_json(),

@@ -4,7 +4,7 @@
 -- primary, never a cluster). ARGV[1] is always the policy as JSON.
 --
 --   lensd:job:<id>                           hash: the record
---   lensd:events:<id>                        stream: the job's latest events, ids its version
+--   lensd:events:<id>                        list: the job's latest events, each [field, value, …] as JSON
 --   lensd:events                             stream: the latest events of all jobs
 --   lensd:owner:<owner>                      sorted set: the owner's jobs by creation
 --   lensd:idempotency:<owner>:<key digest>   string: "<job> <request digest>"
@@ -34,15 +34,16 @@ local function passed(time) return time and tonumber(time) <= now end
 local function announce(id)
   local version = redis.call('HINCRBY', 'lensd:job:' .. id, 'version', 1)
   local values = redis.call('HMGET', 'lensd:job:' .. id, unpack(EVENT_FIELDS))
-  local event = {}
+  local event = {'version', version}
   for i, field in ipairs(EVENT_FIELDS) do
     if values[i] then
       event[#event + 1] = field
       event[#event + 1] = values[i]
     end
   end
-  redis.call('XADD', 'lensd:events:' .. id, 'MAXLEN', policy.kept_events, version, unpack(event))
-  redis.call('XADD', 'lensd:events', 'MAXLEN', '~', policy.kept_shared_events, '*', 'job', id, 'version', version, unpack(event))
+  redis.call('RPUSH', 'lensd:events:' .. id, cjson.encode(event))
+  redis.call('LTRIM', 'lensd:events:' .. id, -policy.kept_events, -1)
+  redis.call('XADD', 'lensd:events', 'MAXLEN', '~', policy.kept_shared_events, '*', 'job', id, unpack(event))
 end
 
 local function enqueue(id, since)
@@ -65,7 +66,7 @@ local function dequeue(id)
   end
 end
 
--- What the job computes on is of no more use, and often the largest part of the record.
+-- Ended jobs are many: what one computed on, often the largest part of its record, goes, and most of its events.
 local function finish(id, status, ...)
   local expires = digits(now + policy.retention)
   dequeue(id)
@@ -75,6 +76,7 @@ local function finish(id, status, ...)
   redis.call('ZREM', 'lensd:deadlines', id)
   redis.call('ZADD', 'lensd:expiries', expires, id)
   announce(id)
+  redis.call('LTRIM', 'lensd:events:' .. id, -policy.kept_events_of_ended, -1)
 end
 
 -- A claim holds until the job ends, is released, or is claimed by another: a job that was handed back in the worker's

@@ -76,13 +76,13 @@ def test_a_forgotten_job_leaves_nothing_behind(store: RedisJobStore, client: Red
     assert set(client.keys()) == {b"lensd:events", b"lensd:pools", b"lensd:reaper"}
 
 
-def test_a_jobs_stream_of_events_is_capped(store: RedisJobStore, client: Redis) -> None:
+def test_a_jobs_kept_events_are_capped(store: RedisJobStore, client: Redis) -> None:
     job_id = store.create(new_job()).id
     claim = store.claim("default", "w1")
     assert claim is not None
     for done in range(2 * KEPT_EVENTS):
         store.progress(claim, JobProgress(done=done, planned=1_000))
-    assert client.xlen(f"lensd:events:{job_id}") == KEPT_EVENTS
+    assert client.llen(f"lensd:events:{job_id}") == KEPT_EVENTS
 
 
 def _fill(client: Redis, megabytes: int) -> None:
