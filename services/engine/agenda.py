@@ -74,15 +74,19 @@ class Agenda:
 
     def _plan(self, plans: dict[Place, _Plan], index: int, lane: Lane) -> None:
         for wave, intervention in enumerate(lane.row.interventions):
-            site = intervention.site
+            site, slots = intervention.site, lane.slots(intervention.positions)
+            kept = [place for place, slot in enumerate(slots) if slot >= 0]
+            if not kept or lane.joins_after(site):
+                continue
+            value = self._value(lane, intervention)
             plans[site.name, site.layer].writes.append(
                 Write(
                     lane=index,
-                    slots=lane.slots(intervention.positions),
+                    slots=[slots[place] for place in kept],
                     head=site.head,
                     wave=wave,
                     operation=intervention.operation,
-                    value=self._value(lane, intervention),
+                    value=value[kept] if isinstance(value, Tensor) and len(kept) < len(slots) else value,
                 )
             )
         for capture in lane.row.captures:

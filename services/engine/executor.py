@@ -43,7 +43,7 @@ class Executor:
         runs, base_tokens = self._base_runs(model, passes, needs, foreseen, batch_tokens)
         outcomes: list[Outcome] = []
         for batch in _batches(lanes, batch_tokens):
-            outcomes += passes.run(batch, runs)
+            outcomes += passes.run(_aligned(batch), runs)
         return Ran(outcomes, base_tokens)
 
     def _passes_of(self, model: LoadedModel) -> Passes:
@@ -85,6 +85,12 @@ def _batches(lanes: Sequence[Lane], batch_tokens: int) -> Iterator[Sequence[Lane
     size = max(1, batch_tokens // longest)
     for first in range(0, len(lanes), size):
         yield lanes[first : first + size]
+
+
+def _aligned(lanes: Sequence[Lane]) -> list[Lane]:
+    """Every lane extended to the left as far as padding would reach: lanes of one length then start together."""
+    slots = max(lane.reach for lane in lanes)
+    return [replace(lane, start=max(0, len(lane.row.tokens) - slots)) for lane in lanes]
 
 
 def _base_batches(

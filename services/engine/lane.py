@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from services.contracts.site import SiteName
-from services.engine.row import Row
+from services.engine.row import Row, Site
 
 Place = tuple[SiteName, int | None]
 
@@ -26,7 +26,8 @@ class Lane:
     """A row in a batch.
 
     Its first slot stands for absolute position `start`, and it enters the batch before block `join`. A `grafted` lane
-    takes what lies before from its own tokens' unpatched run; one that is not starts from its tokens, at 0 and 0.
+    takes what lies before from its own tokens' unpatched run, which its interventions there do not change; one that is
+    not starts from its tokens, at 0 and 0.
     """
 
     row: Row
@@ -46,9 +47,19 @@ class Lane:
         return len(self.row.tokens) - self.start
 
     def slots(self, positions: tuple[int, ...] | None) -> Sequence[int]:
-        if positions is None:
-            return range(self.reach)
-        return [position - self.start for position in positions]
+        """Where `positions` lie in the lane; those before its start are negative."""
+        return [position - self.start for position in (range(len(self.row.tokens)) if positions is None else positions)]
+
+    def joins_after(self, site: Site) -> bool:
+        """Whether the lane enters the batch only behind this site."""
+        return joining_layer(site) < self.join
+
+
+def joining_layer(site: Site) -> int:
+    """The block before which a lane must have joined to do anything at `site`."""
+    if site.layer is None:
+        return 0
+    return site.layer + 1 if site.name is SiteName.RESID_POST else site.layer
 
 
 def padded(

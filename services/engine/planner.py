@@ -1,6 +1,7 @@
 """From rows to tasks: from where each has to be computed, what it costs, and which may share a batch.
 
-1. A row differs from its own tokens' unpatched run from its first touched position and its lowest touched layer on.
+1. A row differs from its own tokens' unpatched run from the first position and the lowest layer on that it changes;
+   an activation of a run whose tokens are the same so far is no change.
 2. Growing it on that run pays when the rows that share it save more than the run costs.
 3. Rows share a batch when they go equally deep and have about equally many positions to compute.
 
@@ -8,15 +9,15 @@ Costs are in token-layers: one position through one block.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from services.contracts.site import SiteName
-from services.engine.lane import Lane, RunKey
+from services.engine.lane import Lane, RunKey, joining_layer
 from services.engine.needs import needs_of
 from services.engine.passes import depth_of
 from services.engine.readout import Loss
-from services.engine.row import Row, Site
+from services.engine.row import FromRun, Row, Site
 from services.engine.scheduler import Task
 from services.engine.ticket import JobTicket
 from services.models.load import LoadedModel
@@ -54,11 +55,35 @@ def bucket(length: int) -> int:
 
 def grafted(lane: Lane, layers: int) -> Lane:
     """The lane as it grows on its unpatched run; as it is where nothing would be saved, or the embedding is touched."""
-    sites = _touched_sites(lane.row)
-    start, join = _first_position(lane.row), min(map(_join, sites), default=layers)
-    if (start, join) == (0, 0) or any(site.name is SiteName.EMBED for site in sites):
+    touches = list(_touches(lane.row))
+    positions = [first for _, first in touches]
+    if lane.row.readout is not None and not isinstance(lane.row.readout, Loss):
+        positions.append(lane.row.readout.position)  # a loss takes what lies before the start from the unpatched run
+    start = min(positions, default=len(lane.row.tokens) - 1)
+    join = min((joining_layer(site) for site, _ in touches), default=layers)
+    if (start, join) == (0, 0) or any(site.name is SiteName.EMBED for site, _ in touches):
         return lane
     return replace(lane, start=start, join=join, grafted=True)
+
+
+def _touches(row: Row) -> Iterator[tuple[Site, int]]:
+    """Every site that a row changes or captures, with the first position there.
+
+    Two runs are the same as long as their tokens are: what comes from a run that begins alike changes nothing there.
+    """
+    for intervention in row.interventions:
+        positions: Sequence[int] = intervention.positions or range(len(row.tokens))
+        if intervention.operation == "set" and isinstance(intervention.value, FromRun):
+            alike = _common_prefix(row.tokens, intervention.value.tokens)
+            positions = [position for position in positions if position >= alike]
+        if positions:
+            yield intervention.site, min(positions)
+    for capture in row.captures:
+        yield capture.site, min(capture.positions or (0,))
+
+
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    return next((index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
 
 
 def _placed(lanes: Sequence[Lane], layers: int) -> list[Lane]:
@@ -76,26 +101,3 @@ def _placed(lanes: Sequence[Lane], layers: int) -> list[Lane]:
 
 def _cost(lane: Lane, depth: int) -> int:
     return lane.reach * max(0, depth - lane.join)
-
-
-def _first_position(row: Row) -> int:
-    """The first position that has to be computed; a loss takes earlier ones from the unpatched run."""
-    touched: list[tuple[int, ...] | None] = [intervention.positions for intervention in row.interventions]
-    touched += [capture.positions for capture in row.captures]
-    if any(positions is None for positions in touched):
-        return 0
-    positions = [position for group in touched if group is not None for position in group]
-    if row.readout is not None and not isinstance(row.readout, Loss):
-        positions.append(row.readout.position)
-    return min(positions, default=len(row.tokens) - 1)
-
-
-def _touched_sites(row: Row) -> list[Site]:
-    return [intervention.site for intervention in row.interventions] + [capture.site for capture in row.captures]
-
-
-def _join(site: Site) -> int:
-    """The block before which a row that touches `site` must have joined."""
-    if site.layer is None:
-        return 0
-    return site.layer + 1 if site.name is SiteName.RESID_POST else site.layer

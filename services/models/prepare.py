@@ -35,7 +35,7 @@ from services.catalogue.store import preparing
 from services.catalogue.tokenizer import Tokenizer
 from services.contracts.model import ModelFacts
 from services.models.load import WEIGHTS, LoadedModel, load_model
-from services.models.probe import probe_sites
+from services.models.probe import mlp_width, probe_sites
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -159,7 +159,7 @@ def _measured_facts(model: LoadedModel) -> dict[str, Any]:
     """The facts that the loaded model shows: its shape as the bridge sees it, and which sites can be written."""
     names = [name for name, _ in model.bridge.original_model.named_modules()]
     return {
-        "d_mlp": model.bridge.cfg.d_mlp,
+        "d_mlp": mlp_width(model),
         "parallel_blocks": bool(model.bridge.cfg.parallel_attn_mlp),
         "post_norms": any(name.endswith("post_feedforward_layernorm") for name in names),
         "sites": probe_sites(model),

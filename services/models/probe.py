@@ -38,6 +38,11 @@ def probe_sites(model: LoadedModel) -> tuple[SiteFacts, ...]:
     return _Probe(model).facts()
 
 
+def mlp_width(model: LoadedModel) -> int:
+    """Neurons of one MLP, as its activations show them: configurations name them in too many ways."""
+    return _Probe(model).width(SiteName.MLP_POST)
+
+
 class _Stop(Exception):
     """Ends a forward pass before the unembedding."""
 
@@ -59,6 +64,11 @@ class _Probe:
             self._resid_mid_facts(added=added) if site is SiteName.RESID_MID else self._facts(site, reference, added)
             for site in SiteName
         )
+
+    def width(self, site: SiteName) -> int:
+        seen: list[Tensor] = []
+        self._run([(self._points[site, 0], _reader(seen))], rows=1)
+        return seen[0].shape[-1]
 
     def _facts(self, site: SiteName, reference: Tensor, added: bool) -> SiteFacts:
         points = self._points_of(site)
