@@ -24,6 +24,7 @@ from services.contracts.errors import ErrorCode, Unavailable
 _log = logging.getLogger(__name__)
 
 ASYNC_CONNECTIONS = 16
+OLDEST_VERSION = 7
 PATIENCE_S = 60.0
 LONGEST_PAUSE_S = 1.0
 
@@ -82,7 +83,7 @@ def make_async_client(url: str) -> AsyncRedis:
 def check_server(client: Redis) -> None:
     """To be called once at start.
 
-    Raises UnsuitableServerError for Redis Cluster and for a server that may evict job records, and
+    Raises UnsuitableServerError for Redis Cluster, for a server too old or free to evict job records, and
     Unavailable(STORE_UNAVAILABLE) when there is no answer.
     """
     with store_errors():
@@ -92,6 +93,9 @@ def check_server(client: Redis) -> None:
             "the server is a Redis Cluster, which Celery's transport does not support: use one primary "
             "(with replicas, if you like)"
         )
+    version = str(info.get("redis_version", ""))
+    if int(version.partition(".")[0] or 0) < OLDEST_VERSION:
+        raise UnsuitableServerError(f"the server is Redis {version}: lensd needs Redis {OLDEST_VERSION} or Valkey")
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if policy.startswith("allkeys"):
         raise UnsuitableServerError(

@@ -9,11 +9,10 @@ import asyncio
 import logging
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Self, cast
 
 import orjson
-from redis.exceptions import RedisError
 
 from services.adapters.redis_client import make_async_client, store_errors
 from services.adapters.redis_records import SUMMARY_FIELDS, Hash, hash_of, record_or_none, state_of
@@ -74,13 +73,15 @@ class RedisJobEvents:
         if news is not None:
             version, state = news
             return [_event(summary, version, state)] if version > seen else []
-        # After the next outage there is word again, so that an answer missed now is made up for then.
-        with suppress(Unavailable):
+        try:
             record = await self._record(summary.id)
             if record is None:
                 return None
             return await self._kept(summary, seen if seen <= record.version else record.version - 1)
-        return []
+        except Unavailable:
+            await asyncio.sleep(LONGEST_PAUSE_S)
+            watcher.tell(None)
+            return []
 
     async def _record(self, job_id: str) -> JobRecord | None:
         with store_errors():
@@ -115,8 +116,8 @@ class RedisJobEvents:
                 async for entry in self._entries():
                     pause = 0.05
                     self._deliver(entry)
-            except (RedisError, OSError) as error:
-                _log.warning("lost the stream of events, connecting again: %s", error)
+            except Exception as error:
+                _log.warning("lost the stream of events, connecting again: %r", error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
 
