@@ -14,6 +14,7 @@ from redis import Redis
 from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as ConnectionFailed
 
+from deploy.local.stack import GATEWAY, WORKER
 from services.adapters.embedded_valkey import free_port, server_binary
 from tests.processes import eventually
 
@@ -64,9 +65,11 @@ def test_images_say_how_healthy_they_are(image: Instructions) -> None:
     assert command[0] == "python"
 
 
-def test_commands_are_lists_so_that_signals_reach_the_process(image: Instructions) -> None:
-    (command,) = (arguments for keyword, arguments in image if keyword == "CMD")
-    assert json.loads(command)
+@pytest.mark.parametrize(("name", "local"), [("gateway", GATEWAY), ("worker", WORKER)])
+def test_the_images_run_what_the_local_stack_runs(name: str, local: tuple[str, ...]) -> None:
+    (command,) = (arguments for keyword, arguments in stages()[name] if keyword == "CMD")
+    module = json.loads(command)
+    assert module[-len(local) + 2 :] == list(local[2:])
 
 
 def test_the_base_image_is_pinned_to_a_patch_release() -> None:
