@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +23,7 @@ from services.engine.outcome import Outcome
 from services.engine.planner import plan
 from services.engine.row import Row
 from services.engine.scheduler import Scheduler, Task
+from services.engine.statistics import EngineStatistics
 from services.engine.ticket import JobCancelled, JobTicket
 from services.models.load import LoadedModel
 
@@ -61,6 +62,7 @@ class Engine:
         self._wake = threading.Condition()
         self._closed = False
         self._running: frozenset[str] = frozenset()
+        self._done = EngineStatistics()
         self._on_batch = on_batch
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
@@ -97,6 +99,21 @@ class Engine:
         """Submit `rows` and wait for all of them; the first failure is raised."""
         return [future.result() for future in self.submit(model, rows, job=job)]
 
+    def statistics(self) -> EngineStatistics:
+        """Counters since the start, and what waits now."""
+        with self._wake:
+            waiting_rows, waiting_jobs = len(self._scheduler), len(self._scheduler.tickets())
+        cache = self._executor.base_runs
+        return replace(
+            self._done,
+            waiting_rows=waiting_rows,
+            waiting_jobs=waiting_jobs,
+            base_run_hits=cache.counters.hits,
+            base_run_misses=cache.counters.misses,
+            base_run_evictions=cache.counters.evictions,
+            base_run_bytes=cache.nbytes,
+        )
+
     def close(self) -> None:
         """Finish the batch that is running, give up what waits, end the thread."""
         with self._wake:
@@ -106,15 +123,19 @@ class Engine:
 
     def _loop(self) -> None:
         torch.set_num_threads(self._limits.threads)
-        while batch := self._next_batch():
-            self._announce(frozenset(task.ticket.id for task in batch))
-            self._run_batch(batch)
+        try:
+            while batch := self._next_batch():
+                self._announce(frozenset(task.ticket.id for task in batch))
+                self._run_batch(batch)
+                with self._wake:
+                    idle = not self._scheduler
+                if idle:
+                    self._announce(frozenset())
+        finally:  # nobody may wait for a thread that is gone
             with self._wake:
-                idle = not self._scheduler
-            if idle:
-                self._announce(frozenset())
-        for ticket in self._scheduler.tickets():
-            _fail(self._scheduler.remove(ticket), EngineClosed())
+                self._closed = True
+                for ticket in self._scheduler.tickets():
+                    _fail(self._scheduler.remove(ticket), EngineClosed())
 
     def _announce(self, jobs: frozenset[str]) -> None:
         if jobs != self._running:
@@ -139,16 +160,33 @@ class Engine:
         try:
             ran = self._execute(batch)
         except Exception as error:  # whatever a row raises belongs to its own job alone
-            self._recover(batch, error)
+            failure = error
+        else:
+            seconds = time.perf_counter() - started
+            self._count(batch, seconds)
+            _charge(batch, ran.base_tokens, seconds)
+            for task, outcome in zip(batch, ran.outcomes, strict=True):
+                task.future.set_result(outcome)
             return
-        _charge(batch, ran.base_tokens, time.perf_counter() - started)
-        for task, outcome in zip(batch, ran.outcomes, strict=True):
-            task.future.set_result(outcome)
+        if _is_out_of_memory(failure):
+            failure.__traceback__ = None  # its frames hold the tensors that did not fit
+        self._recover(batch, failure)
 
     def _execute(self, batch: Sequence[Task]) -> Ran:
         foreseen = _together({id(task.foreseen): task.foreseen for task in batch}.values())
         lanes = [task.lane for task in batch]
         return self._executor.run(batch[0].model, lanes, foreseen, batch_tokens=self._batch_tokens)
+
+    def _count(self, batch: Sequence[Task], seconds: float) -> None:
+        tokens = sum(task.tokens for task in batch)
+        self._done = replace(
+            self._done,
+            batches=self._done.batches + 1,
+            rows=self._done.rows + len(batch),
+            tokens=self._done.tokens + tokens,
+            padding=self._done.padding + len(batch) * max(task.tokens for task in batch) - tokens,
+            seconds=self._done.seconds + seconds,
+        )
 
     def _recover(self, batch: Sequence[Task], error: Exception) -> None:
         """Halve what ran out of memory; else find the guilty row by running each alone."""
@@ -158,10 +196,9 @@ class Engine:
             half = len(batch) // 2 if out_of_memory else 1
             for start in range(0, len(batch), half):
                 self._run_batch(batch[start : start + half])
-        elif out_of_memory:
-            _fail(batch, JobFailed(ErrorCode.OUT_OF_MEMORY, "a forward pass of this job does not fit into memory"))
         else:
-            _fail(batch, error)
+            self._done = replace(self._done, failed_rows=self._done.failed_rows + 1)
+            _fail(batch, _too_large(batch[0]) if out_of_memory else error)
 
 
 def _charge(batch: Sequence[Task], base_tokens: int, seconds: float) -> None:
@@ -187,6 +224,11 @@ def _together(several: Iterable[Needs]) -> Needs:
 def _fail(tasks: Iterable[Task], error: Exception) -> None:
     for task in tasks:
         task.future.set_exception(error)
+
+
+def _too_large(task: Task) -> JobFailed:
+    message = f"one forward pass over {len(task.lane.row.tokens)} tokens does not fit into memory: send shorter prompts"
+    return JobFailed(ErrorCode.OUT_OF_MEMORY, message)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
