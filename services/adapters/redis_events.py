@@ -15,7 +15,7 @@ from typing import Any, Self, cast
 import orjson
 
 from services.adapters.redis_client import make_async_client, store_errors
-from services.adapters.redis_records import SUMMARY_FIELDS, Hash, hash_of, record_or_none, state_of
+from services.adapters.redis_records import MALFORMED, SUMMARY_FIELDS, Hash, hash_of, record_or_none, state_of
 from services.contracts.errors import ErrorCode, NotFound, Unavailable
 from services.contracts.job import JobSummary
 from services.jobs.record import JobEvent, JobRecord
@@ -140,8 +140,8 @@ class RedisJobEvents:
             return
         try:
             news = _news(fields)
-        except (KeyError, ValueError):
-            _log.exception("an event is malformed")
+        except MALFORMED as error:
+            _log.error("an event is malformed: %s", type(error).__name__)
             return
         for watcher in watchers:
             watcher.tell(news)

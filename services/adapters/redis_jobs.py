@@ -12,6 +12,7 @@ from redis import Redis
 from services.adapters.lua_scripts import LuaScripts
 from services.adapters.redis_client import store_errors
 from services.adapters.redis_records import (
+    MALFORMED,
     RECORD_FIELDS,
     SUMMARY_FIELDS,
     claim_of,
@@ -82,8 +83,9 @@ class RedisJobStore:
                 return job.queued(moment(created_at))
             case [b"replayed", job_id]:
                 record = self.get(job_id.decode())
-                # It was forgotten between two commands: so was its reservation, and the next try succeeds.
-                return self.create(job, idempotency) if record is None else record
+                if record is None:
+                    raise Unavailable(ErrorCode.STORE_UNAVAILABLE, "the earlier job was just forgotten: try again")
+                return record
             case [b"conflict"]:
                 raise Conflict(
                     ErrorCode.IDEMPOTENCY_CONFLICT,
@@ -116,8 +118,9 @@ class RedisJobStore:
             job_id, fields = answer[0].decode(), flat_hash(answer[1])
             try:
                 return claim_of(job_id, fields, worker)
-            except (KeyError, ValueError):
-                _log.exception("quarantined the malformed record of %s", job_id)
+            except MALFORMED as damage:
+                # The error itself may quote what the job computes on, which is not for logs.
+                _log.error("quarantined the malformed record of %s: %s", job_id, type(damage).__name__)
                 error = JobError(code=ErrorCode.INTERNAL, message="the job's record was damaged")
                 self._finish(job_id, worker, int(fields["attempt"]), Failed(error))
         return None

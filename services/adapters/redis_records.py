@@ -38,6 +38,9 @@ RECORD_FIELDS = (
 
 SUMMARY_FIELDS = tuple(field for field in RECORD_FIELDS if field != "result")
 
+MALFORMED = (KeyError, TypeError, ValueError)
+"""What reading a hash that lensd did not write may raise."""
+
 KEPT_EVENTS = 64
 KEPT_EVENTS_OF_ENDED = 8
 KEPT_SHARED_EVENTS = 10_000
@@ -74,7 +77,7 @@ def head_of(job: NewJob) -> bytes:
 
 
 def record_of(job_id: str, fields: Hash) -> JobRecord:
-    """Raises KeyError or ValueError on a hash that lensd did not write."""
+    """Raises one of MALFORMED on a hash that lensd did not write."""
     return JobRecord(
         id=job_id,
         owner=fields["owner"].decode(),
@@ -96,8 +99,8 @@ def record_or_none(job_id: str, fields: Hash) -> JobRecord | None:
         return None
     try:
         return record_of(job_id, fields)
-    except (KeyError, ValueError):
-        _log.exception("the record of %s is malformed", job_id)
+    except MALFORMED as error:
+        _log.error("the record of %s is malformed: %s", job_id, type(error).__name__)
         return None
 
 
@@ -119,7 +122,7 @@ def _time(fields: Hash, name: str) -> datetime | None:
 
 
 def claim_of(job_id: str, fields: Hash, worker: str) -> Claim:
-    """Raises KeyError or ValueError on a hash that lensd did not write."""
+    """Raises one of MALFORMED on a hash that lensd did not write."""
     return Claim(
         job=record_of(job_id, fields),
         spec=_SPEC.validate_json(fields["spec"]),

@@ -100,7 +100,10 @@ def _damage(client: Redis, job_id: str, fields: Mapping[Any, str | bytes]) -> No
         {"spec": "not json"},
         {"spec": '{"kind":"unheard-of"}'},
         {"inputs": "[]"},
+        {"spec": '{"kind":"features","prompts":["Paris"]}'},
         {"head": "{}"},
+        {"head": "[]"},
+        {"head": '{"owner":"eve"}'},
         {"created_at": "yesterday"},
         {"owner": b"\xff"},
     ],
@@ -115,6 +118,7 @@ def test_a_malformed_record_is_quarantined_and_the_next_job_served(
     assert claim.job.id == sound
     assert client.hget(f"lensd:job:{damaged}", "status") == b"failed"
     assert damaged in caplog.text
+    assert "Paris" not in caplog.text
 
 
 def test_a_job_id_put_in_line_by_hand_is_passed_over(store: RedisJobStore, client: Redis) -> None:
