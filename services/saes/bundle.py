@@ -104,9 +104,9 @@ def save_sae(sae: Sae, folder: Path, *, model_name: str, context: int, dtype: to
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: getattr(sae, name).to(dtype).contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-    save_file(weights, folder / WEIGHTS_FILE)
+    _save(weights, folder / WEIGHTS_FILE)
     if sae.mean_activation is not None:
-        save_file({"mean_activation": sae.mean_activation.float()}, folder / EXTRAS_FILE)
+        _save({"mean_activation": sae.mean_activation.float()}, folder / EXTRAS_FILE)
     metadata = {
         "sae_lens_version": SAELENS_FORMAT,
         "sae_lens_training_version": None,
@@ -130,3 +130,8 @@ def save_sae(sae: Sae, folder: Path, *, model_name: str, context: int, dtype: to
         "metadata": metadata,
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file(tensors, path)
+    path.chmod(0o644)  # safetensors makes files that only their owner can read

@@ -14,7 +14,7 @@ import torch
 
 from services.saes.bundle import load_sae, save_sae
 from services.saes.recipe.activations import cache_activations
-from services.saes.recipe.card import card, check_sample, write_card
+from services.saes.recipe.card import README_FILE, card, check_sample, write_card
 from services.saes.recipe.corpus import build_corpus
 from services.saes.recipe.evaluate import dead_fraction, evaluate
 from services.saes.recipe.language_model import split_model
@@ -70,7 +70,7 @@ def make_sae(recipe: Recipe, model_dir: Path, out: Path, work_dir: Path) -> None
         seconds=stages.seconds,
     )
     write_card(contents, sample, out)
-    print(f"card: {json.dumps(contents['heldout'])}, dead {dead:.3f}", flush=True)
+    print(f'card: {out / README_FILE}; the catalogue pins this SAE by sha256 = "{sae.sha256}"', flush=True)
 
 
 def main() -> None:

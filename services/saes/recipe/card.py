@@ -88,15 +88,14 @@ Made by `make sae`; this page is generated from `{CARD_FILE}`, every figure in i
 
 {_figures_table(contents["heldout"])}
 
-Tokens whose norm exceeds {training["norm_threshold"]:.1f} ({recipe["norm_factor"]:g} times the median of
-{training["median_norm"]:.1f}: BOS and other attention sinks) are neither encoded nor replaced, in any of the runs.
-Explained variance is against the stored mean activation; cross-entropies are in nats over all next-token predictions.
+Tokens whose norm exceeds {training["norm_threshold"]:.1f} ({recipe["norm_factor"]:g} times the training median: BOS and
+other attention sinks) are neither encoded nor replaced, in any of the runs. Explained variance is against the stored mean activation; cross-entropies are in nats over all next-token predictions.
 
 ## Training
 
-{training["tokens"]:,} unique tokens in rows of {recipe["context"]} that begin with BOS;
-{training["tokens_over_norm"]:,} of them are over the norm threshold and left out. {recipe["epochs"]} epochs,
-{training["samples"]:,} samples. Of the latents {training["dead_fraction"]:.1%} fire on no training token.
+{training["tokens"]:,} tokens in rows of {recipe["context"]} that begin with BOS; {training["tokens_over_norm"]:,} of
+them are over the norm threshold and left out. {recipe["epochs"]} epochs, {training["samples"]:,} samples.
+Of the latents {training["dead_fraction"]:.1%} fire on no training token.
 Wall time: {_seconds(training["seconds"])}.
 
 ## Text

@@ -81,6 +81,8 @@ def evaluate(sae: Sae, model: SplitModel, tokens: NDArray[np.int32], rows_at_onc
     with torch.inference_mode():
         for start in range(0, len(tokens), rows_at_once):
             _evaluate_rows(sae, model, torch.from_numpy(tokens[start : start + rows_at_once]).long(), totals)
+            if start % (rows_at_once * 10) == 0:
+                print(f"evaluation: {start}/{len(tokens)} rows", flush=True)
     return _figures(totals, len(tokens), sae.d_model)
 
 
