@@ -25,3 +25,6 @@ class SiteName(StrEnum):
 
 HEAD_SITES = (SiteName.Q, SiteName.K, SiteName.V, SiteName.Z, SiteName.ATTN_SCORES, SiteName.PATTERN)
 """Sites with one activation per head (per KV head for `k` and `v`)."""
+
+KV_SITES = (SiteName.K, SiteName.V)
+"""Sites with one activation per key-value head."""

@@ -6,8 +6,8 @@
 3. one row per cell of the sweep sets one site's activation to the other run's, and reads the metric;
 4. effect = m(patched) − m(unpatched); normalized = effect / (m(other) − m(unpatched)), over many pairs of means.
 
-`resid_pre`, `attn_out`, `mlp_out` are swept over [layer, position]; `z` over [layer, head] with every position patched
-at once, or over [layer, head, position] when positions are given.
+Sites without heads are swept over [layer, position] (`embed` over [position]); sites with heads over [layer, head] with
+every position patched at once, or over [layer, head, position] when positions are given.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,14 @@ import numpy as np
 from jaxtyping import Float64
 
 from services.contracts.inputs import TokenizedPair
-from services.contracts.patching import Baselines, PairTokens, PatchedPair, PatchingResult, PatchingSpec
+from services.contracts.patching import (
+    Baselines,
+    PairTokens,
+    PatchedPair,
+    PatchingResult,
+    PatchingSpec,
+    heads_of,
+)
 from services.contracts.site import SiteName
 from services.contracts.tensor import InlineTensor
 from services.engine.row import FromRun, Intervention, Row, Site
@@ -39,7 +46,7 @@ class Sweep:
     """The cells of a sweep, in row-major order of its axes."""
 
     site: SiteName
-    layers: tuple[int, ...]
+    layers: tuple[int, ...] | None
     heads: tuple[int, ...] | None
     positions: tuple[int | str, ...] | None
 
@@ -54,7 +61,7 @@ class Sweep:
 
     def interventions(self, pair: TokenizedPair, source: FromRun) -> Iterator[Intervention]:
         """One per cell: that cell's activation becomes the other run's."""
-        for layer in self.layers:
+        for layer in self.layers or (None,):
             for head in self.heads or (None,):
                 site = Site(self.site, layer, head)
                 for position in self.positions or (None,):
@@ -108,12 +115,14 @@ def run(spec: PatchingSpec, context: MethodContext) -> PatchingResult:
 def _sweep(spec: PatchingSpec, context: MethodContext) -> Sweep:
     facts, method = context.model.facts, spec.method
     length = len(context.inputs.pairs[0].clean.ids)
-    every_position = None if method.site == "z" else tuple(range(length))
+    heads = heads_of(method.site, facts)
+    every_layer = None if SiteName(method.site) is SiteName.EMBED else tuple(range(facts.layers))
+    every_position = None if heads else tuple(range(length))
     return Sweep(
         site=SiteName(method.site),
-        layers=method.layers if method.layers is not None else tuple(range(facts.layers)),
-        heads=(method.heads or tuple(range(facts.heads))) if method.site == "z" else None,
-        positions=method.positions if method.positions is not None else every_position,
+        layers=method.layers or every_layer,
+        heads=method.heads or (tuple(range(heads)) if heads else None),
+        positions=method.positions or every_position,
     )
 
 

@@ -85,7 +85,7 @@ def test_every_cell_by_position_equals_a_plain_forward_pass(
                 metric(reference.patched(target, source, (site, layer), position, None)) - base
                 for position in range(len(clean))
             ]
-            for layer in result.layers
+            for layer in result.layers or ()
         ]
     )
     effects = array(result.effects)
@@ -118,6 +118,48 @@ def test_every_head_equals_a_plain_forward_pass(laboratory: Laboratory, family: 
     last = len(clean)
     cells = [[[effect(layer, head, at) for at in (last - 5, last - 1)] for head in (3, 1)] for layer in (2, 0)]
     np.testing.assert_allclose(array(by_position.effects), cells, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("by_position", [False, True], ids=["all positions", "by position"])
+@pytest.mark.parametrize("site", ["q", "k", "v", "z", "pattern"])
+def test_sites_with_heads_equal_transformer_lens(laboratory: Laboratory, site: str, by_position: bool) -> None:
+    method = {"positions": list(range(15))} if by_position else {}
+    result = run(laboratory, job("gpt2", site, method=method))
+    clean, corrupted = (torch.tensor([prompt]) for prompt in ids(result))
+    named = {"z": "out"}.get(site, site)
+    suffix = "by_pos" if by_position else "all_pos"
+    theirs = getattr(transformer_lens_patching, f"get_act_patch_attn_head_{named}_{suffix}")
+    mary, john = tokens_of(laboratory, "tiny-gpt2", " Mary", " John")
+    bridge = laboratory.model("tiny-gpt2").bridge
+    with torch.no_grad():
+        _, cache = bridge.run_with_cache(clean)
+        expected = (
+            theirs(bridge, corrupted, cache, partial(difference, mary, john)).numpy()
+            - result.pairs[0].baselines.corrupted
+        )
+    if by_position and site != "pattern":  # theirs is [layer, position, head]
+        expected = expected.transpose(0, 2, 1)
+    np.testing.assert_allclose(array(result.effects), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_residual_stream_after_a_layer_is_that_before_the_next(laboratory: Laboratory, family: str) -> None:
+    after = run(laboratory, job(family, "resid_post", method={"layers": [0, 1]}))
+    before = run(laboratory, job(family, "resid_pre", method={"layers": [1, 2]}))
+    np.testing.assert_allclose(array(after.effects), array(before.effects), atol=TOLERANCE)
+
+
+def test_the_embedding_is_swept_over_positions_alone(laboratory: Laboratory) -> None:
+    result = run(laboratory, job("llama", "embed"))
+    assert (dims(result.effects), result.layers) == (("position",), None)
+    before = run(laboratory, job("llama", "resid_pre", method={"layers": [0]}))
+    np.testing.assert_allclose(array(result.effects), array(before.effects)[0], atol=TOLERANCE)
+
+
+def test_grouped_queries_have_one_cell_per_key_value_head(laboratory: Laboratory) -> None:
+    result = run(laboratory, job("llama", "v", method={"layers": [0, 2]}))
+    assert result.heads == (0, 1)
+    assert array(result.effects).shape == (2, 2)
 
 
 def reference_metrics(clean_logits: Logits, clean: tuple[int, ...], tokens: dict[str, int]) -> dict[str, Metric]:
@@ -267,8 +309,9 @@ def test_cells_of_smollm2_equal_transformer_lens(smollm2: Laboratory, site: str,
             index_df=cells,
             return_index_df=False,
         )
+    layers = result.layers or ()
     ours = [
-        array(result.effects)[result.layers.index(int(layer)), int(at)]
+        array(result.effects)[layers.index(int(layer)), int(at)]
         for layer, at in zip(cells["layer"], cells[axis], strict=True)
     ]
     expected = theirs.numpy() - result.pairs[0].baselines.corrupted
