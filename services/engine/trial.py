@@ -18,8 +18,7 @@ from services.engine.row import FromRun, Intervention, Row, Site
 from services.models.hooks import hook_points
 from services.models.load import LoadedModel
 
-_TOKENS = 6
-_CELLS_PER_SITE = 2
+_LENGTHS = (6, 4)
 _TOLERANCE = 1e-3
 """Relative to the largest logit: far above float order, far below a wrong activation."""
 
@@ -46,12 +45,11 @@ def _rows(model: LoadedModel, generator: torch.Generator) -> Iterator[Row]:
     """Cells on prompts of two lengths, so that right padding and different starts are tried too."""
     unwritable = {facts.name for facts in model.facts.sites if not facts.writable}
     there = {site for site, _ in hook_points(model.bridge)} | {SiteName.RESID_MID}
-    for site in SiteName:
-        if site in unwritable or site not in there:
-            continue
-        for cell in range(_CELLS_PER_SITE):
-            length = _TOKENS - 2 * cell
-            base, source = torch.randint(model.facts.vocabulary, (2, length), generator=generator).tolist()
+    for length in _LENGTHS:
+        base, source = torch.randint(model.facts.vocabulary, (2, length), generator=generator).tolist()
+        for site in SiteName:
+            if site in unwritable or site not in there:
+                continue
             layer = None if site is SiteName.EMBED else _random(model.facts.layers, generator)
             patch = Intervention(Site(site, layer), (_random(length, generator),), "set", FromRun(tuple(source)))
             yield Row(tuple(base), (patch,), readout=TokenLogits(length - 1, None))

@@ -26,7 +26,7 @@ from services.models.load import LoadedModel
 _TOKENS = 4
 _ATTENTION = (SiteName.ATTN_SCORES, SiteName.PATTERN)
 _NO_HOOK = "this model's {site} has no hook in every layer"
-_IGNORED = "this model computes attention without reading back {site}: change q, k, v or z instead"
+_IGNORED = "this model goes on without what is written to its {site} hook: {instead}"
 _NOT_ADDED = "what this model's {site} hook shows is not what is added to the residual stream"
 _PARALLEL = (
     "attention and MLP read the same residual stream in this model, so there is none between them: use resid_pre"
@@ -81,7 +81,9 @@ class _Probe:
             return SiteFacts(name=site, readable=False, writable=False, reason=_NOT_ADDED.format(site=site))
         difference = (disturbed - reference).abs().flatten(1).amax(1)[: len(points)]
         if not bool((difference > 1e-6 * reference.abs().max()).all()):
-            return SiteFacts(name=site, readable=True, writable=False, reason=_IGNORED.format(site=site))
+            instead = "change q, k, v or z instead" if site in _ATTENTION else "change the residual stream instead"
+            reason = _IGNORED.format(site=site, instead=instead)
+            return SiteFacts(name=site, readable=True, writable=False, reason=reason)
         return SiteFacts(name=site, readable=True, writable=True)
 
     def _resid_mid_facts(self, *, added: bool) -> SiteFacts:

@@ -1,0 +1,60 @@
+"""The weights view rebuilds what the model computed, family by family, from a run's own activations."""
+
+import pytest
+import torch
+
+from services.contracts.site import SiteName
+from services.engine.engine import Engine
+from services.engine.readout import TokenLogits
+from services.engine.row import Capture, Row, Site
+from services.engine.ticket import JobTicket
+from services.engine.weights import Weights
+from tests.families import FAMILIES
+from tests.services.engine.conftest import LoadTiny
+
+TOKENS = (17, 41, 5, 230, 99, 8)
+LAST = len(TOKENS) - 1
+NAMED = (4, 200, 31)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_head_terms_add_up_to_what_attention_writes(
+    family: str, load_tiny: LoadTiny, engine: Engine, job: JobTicket
+) -> None:
+    model = load_tiny(family, torch.float64)
+    weights = Weights(model)
+    for layer in range(model.facts.layers):
+        z, attn_out = Capture(Site(SiteName.Z, layer)), Capture(Site(SiteName.ATTN_OUT, layer))
+        (outcome,) = engine.run(model, [Row(TOKENS, captures=(z, attn_out))], job=job)
+        heads, bias = weights.head_terms(layer, outcome.captures[z])
+        assert heads.shape == (len(TOKENS), model.facts.heads, model.facts.d_model)
+        torch.testing.assert_close(heads.sum(1) + bias, outcome.captures[attn_out], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_final_norm_and_the_unembedding_give_the_models_logits(
+    family: str, load_tiny: LoadTiny, engine: Engine, job: JobTicket
+) -> None:
+    model = load_tiny(family, torch.float64)
+    weights = Weights(model)
+    final = Capture(Site(SiteName.RESID_POST, model.facts.layers - 1), (LAST,))
+    (outcome,) = engine.run(model, [Row(TOKENS, captures=(final,), readout=TokenLogits(LAST, NAMED))], job=job)
+    residual = outcome.captures[final][0].double()
+    norm = weights.final_norm
+    normed = norm.linear(residual, norm.scale(residual)) + (0.0 if norm.bias is None else norm.bias)
+    directions = weights.logit_directions(torch.tensor(NAMED))
+    b_u = 0.0 if weights.b_U is None else weights.b_U[list(NAMED)] * weights.logit_scale
+    logits = directions @ normed + b_u
+    if weights.logit_soft_cap is not None:
+        logits = (logits / weights.logit_soft_cap).tanh() * weights.logit_soft_cap
+    torch.testing.assert_close(logits.float(), outcome.values(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "olmo"])
+def test_a_norm_is_linear_at_a_held_scale(family: str, load_tiny: LoadTiny) -> None:
+    model = load_tiny(family, torch.float64)
+    norm = Weights(model).final_norm
+    one, other = torch.randn((2, model.facts.d_model), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scale = norm.scale(one + other)
+    torch.testing.assert_close(norm.linear(one + other, scale), norm.linear(one, scale) + norm.linear(other, scale))
+    assert norm.kind == ("rms" if family == "llama" else "layer")
