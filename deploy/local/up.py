@@ -19,7 +19,10 @@ def run(settings: LocalSettings) -> int:
             log("lensd", f"ready in {time.monotonic() - began:.1f} s: {settings.base_url}")
             log("lensd", f"the interactive API page: {settings.base_url}/docs")
             log("lensd", "Ctrl-C ends it")
-            Event().wait()
+            try:
+                Event().wait()
+            finally:
+                log("lensd", "ending; Ctrl-C again ends it at once")
     except KeyboardInterrupt:
         log("lensd", "ended")
     return 0
