@@ -89,7 +89,8 @@ Made by `make sae`; this page is generated from `{CARD_FILE}`, every figure in i
 {_figures_table(contents["heldout"])}
 
 Tokens whose norm exceeds {training["norm_threshold"]:.1f} ({recipe["norm_factor"]:g} times the training median: BOS and
-other attention sinks) are neither encoded nor replaced, in any of the runs. Explained variance is against the stored mean activation; cross-entropies are in nats over all next-token predictions.
+other attention sinks) are neither encoded nor replaced, in any of the runs. Explained variance is against the stored
+mean activation; cross-entropies are in nats over all next-token predictions.
 
 ## Training
 

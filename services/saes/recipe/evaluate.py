@@ -107,7 +107,7 @@ def _evaluate_rows(sae: Sae, model: SplitModel, tokens: Int[Tensor, "row positio
 
 def _figures(totals: _Totals, rows: int, d_model: int) -> Figures:
     clean, spliced, zero, mean = (totals.loss[run] / totals.predictions for run in RUNS)
-    frequency = totals.fired / totals.kept
+    frequency = totals.fired.double() / totals.kept
     return Figures(
         rows=rows,
         tokens=totals.tokens,

@@ -30,7 +30,7 @@ class Recipe:
     dead_window: int = 100
     checkpoint_every: int = 250
 
-    check_sample_rows: int = 12
+    check_sample_rows: int = 8
     """Rows of held-out text, public-domain sources only, shipped beside the SAE so that a test can redo the card."""
 
     @property
