@@ -19,8 +19,9 @@ from services.contracts.errors import ErrorCode, JobFailed
 from services.engine.check import check_row
 from services.engine.executor import Executor, Ran
 from services.engine.needs import Needs
-from services.engine.outcome import Outcome
+from services.engine.outcome import Execution, Outcome
 from services.engine.planner import plan
+from services.engine.readout import TokenLogits
 from services.engine.row import Row
 from services.engine.scheduler import Scheduler, Task
 from services.engine.statistics import EngineStatistics
@@ -35,7 +36,7 @@ class EngineLimits:
     `batch_tokens` counts padding; `threads` is torch's intra-op thread count.
     """
 
-    batch_tokens: int = 1_024
+    batch_tokens: int = 512
     base_run_bytes: int = 512 * 2**20
     threads: int = 2
 
@@ -98,6 +99,11 @@ class Engine:
     def run(self, model: LoadedModel, rows: Sequence[Row], *, job: JobTicket) -> list[Outcome]:
         """Submit `rows` and wait for all of them; the first failure is raised."""
         return [future.result() for future in self.submit(model, rows, job=job)]
+
+    def warm_up(self, model: LoadedModel) -> Execution:
+        """Try the model out now, as its first row otherwise would; says how its rows are going to run."""
+        (outcome,) = self.run(model, [Row((0,), readout=TokenLogits(0, (0,)))], job=JobTicket("warm-up", owner=""))
+        return outcome.execution
 
     def statistics(self) -> EngineStatistics:
         """Counters since the start, and what waits now."""
