@@ -67,7 +67,11 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         workers=RedisWorkers(client),
         keys=RedisKeyStore(client),
         catalogue=open_catalogue(settings.home),
-        limits=Limits(tokens=settings.max_job_tokens),
+        limits=Limits(
+            tokens=settings.max_job_tokens,
+            token_layers=settings.max_job_token_layers,
+            output_bytes=settings.max_job_output,
+        ),
         pool=settings.pool,
     )
     reaper = Reaper(services.store, services.blobs, services.doorbell, every_s=policy.reap_every_s)

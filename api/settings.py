@@ -50,6 +50,10 @@ class GatewaySettings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     max_body: Annotated[ByteSize, Field(ge=1_000, le=100_000_000)] = ByteSize(1_000_000)
     max_job_tokens: Annotated[int, Field(ge=1, le=100_000_000)] = 200_000
+    max_job_token_layers: Annotated[int, Field(ge=1, le=10**15)] = 50_000_000
+    """Engine work that one job may ask for, by estimate: positions through blocks."""
+    max_job_output: Annotated[ByteSize, Field(ge=1_000, le=2**40)] = ByteSize(64 * 2**20)
+    """Bytes of one result, by estimate."""
     shutdown_s: Annotated[int, Field(ge=0, le=600)] = 10
     """How long requests under way may take to end when the gateway is asked to stop."""
 

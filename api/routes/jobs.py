@@ -168,8 +168,15 @@ async def stream_job_events(
 def _admit(raw: bytes, key: ApiKey, services: GatewayServices) -> NewJob:
     """The job that `raw` asks for, checked and tokenised; raises InvalidSpec and what BodyParser raises."""
     spec = _parser.parse(raw)
-    inputs = resolve(spec, services.catalogue, services.limits)
-    return NewJob(id=new_job_id(), owner=key.owner, pool=services.pool, spec=spec, inputs=inputs)
+    resolved = resolve(spec, services.catalogue, services.limits)
+    return NewJob(
+        id=new_job_id(),
+        owner=key.owner,
+        pool=services.pool,
+        spec=spec,
+        inputs=resolved.inputs,
+        cost=resolved.cost.token_layers,
+    )
 
 
 async def _settled(services: GatewayServices, record: JobRecord, wait: int | None) -> JobRecord:

@@ -3,7 +3,8 @@
 1. look up the model (and the SAE), and let the specification check itself against their facts;
 2. decide the BOS rule, tokenise every prompt, example or pair;
 3. turn answers into token ids and positions into indices;
-4. refuse all violations at once, each with a pointer into the body.
+4. refuse all violations at once, each with a pointer into the body;
+5. estimate what the job costs, and refuse what is over the limits.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from services.catalogue.catalogue import Catalogue
+from services.catalogue.cost import Cost, estimate
 from services.catalogue.reader import BosRule, PromptReader
 from services.contracts.attribution import AttributionSpec
 from services.contracts.errors import ErrorCode, InvalidSpec, LensdError, Violation
@@ -29,10 +31,20 @@ class Limits:
     """What one job may ask for."""
 
     tokens: int = 200_000
+    token_layers: int = 50_000_000
+    output_bytes: int = 64 * 2**20
 
 
-def resolve(spec: JobSpec, catalogue: Catalogue, limits: Limits) -> Inputs:
-    """The tokenised inputs of `spec`; raises InvalidSpec with everything that is wrong with it."""
+@dataclass(frozen=True)
+class Resolved:
+    """A job that can run: what it computes on, and what that costs."""
+
+    inputs: Inputs
+    cost: Cost
+
+
+def resolve(spec: JobSpec, catalogue: Catalogue, limits: Limits) -> Resolved:
+    """What `spec` asks for, tokenised and estimated; raises InvalidSpec with everything that is wrong with it."""
     reader = _open_reader(spec, catalogue)
     match spec:
         case PatchingSpec():
@@ -41,10 +53,25 @@ def resolve(spec: JobSpec, catalogue: Catalogue, limits: Limits) -> Inputs:
             inputs = _resolve_attribution(spec, reader)
         case FeaturesSpec():
             inputs = _resolve_features(spec, reader)
-    if inputs.tokens() > limits.tokens:
-        reader.refuse("", ErrorCode.JOB_TOO_LARGE, f"the job has {inputs.tokens()} tokens: at most {limits.tokens}")
     reader.raise_violations()
-    return inputs
+    sae = catalogue.sae(spec.sae) if isinstance(spec, FeaturesSpec) else None
+    cost = estimate(spec, inputs, catalogue.model(spec.model), sae)
+    _refuse_too_large(inputs, cost, limits, reader)
+    return Resolved(inputs, cost)
+
+
+def _refuse_too_large(inputs: Inputs, cost: Cost, limits: Limits, reader: PromptReader) -> None:
+    minutes = cost.token_layers / max(1.0, reader.facts.token_layers_per_second) / 60
+    instead = "send fewer or shorter prompts, or sweep fewer layers and positions, in several jobs"
+    for what, asked, allowed in (
+        ("tokens", inputs.tokens(), limits.tokens),
+        (f"token-layers of work (about {minutes:.0f} minutes)", cost.token_layers, limits.token_layers),
+        ("bytes of result", cost.output_bytes, limits.output_bytes),
+    ):
+        if asked > allowed:
+            message = f"the job has {asked} {what}, and may have {allowed}: {instead}"
+            reader.refuse("", ErrorCode.JOB_TOO_LARGE, message)
+    reader.raise_violations()
 
 
 def tokenize(catalogue: Catalogue, model_id: str, prompt: Prompt, bos: bool | None) -> PromptTokens:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from services.catalogue.operator import ModelEntry, SaeEntry
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Raise it when what a prepared folder holds changes."""
 
 _FINGERPRINT = "prepared"

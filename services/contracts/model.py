@@ -44,6 +44,9 @@ class ModelFacts(Contract):
     logit_soft_cap: float | None
     sites: tuple[SiteFacts, ...]
     weight_bytes: int = Field(description="Bytes of the weights in float32.")
+    token_layers_per_second: float = Field(
+        description="How fast the machine that prepared the model runs it: positions through blocks per second."
+    )
 
 
 class LoadedModel(Contract):

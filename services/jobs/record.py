@@ -60,6 +60,8 @@ class NewJob(Contract):
     pool: str
     spec: JobSpec
     inputs: Inputs
+    cost: int
+    """An estimate of its engine work, in token-layers."""
 
     def queued(self, created_at: datetime) -> JobRecord:
         """The job's first record."""

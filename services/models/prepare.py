@@ -36,6 +36,7 @@ from services.catalogue.tokenizer import Tokenizer
 from services.contracts.model import ModelFacts
 from services.models.load import WEIGHTS, LoadedModel, load_model
 from services.models.probe import mlp_width, probe_sites
+from services.models.speed import token_layers_per_second
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -152,6 +153,7 @@ def _declared_facts(entry: ModelEntry, folder: Path, config: Any) -> ModelFacts:
         logit_soft_cap=getattr(config, "final_logit_softcapping", None),
         sites=(),
         weight_bytes=0,
+        token_layers_per_second=0.0,
     )
 
 
@@ -164,6 +166,7 @@ def _measured_facts(model: LoadedModel) -> dict[str, Any]:
         "post_norms": any(name.endswith("post_feedforward_layernorm") for name in names),
         "sites": probe_sites(model),
         "weight_bytes": model.nbytes,
+        "token_layers_per_second": round(token_layers_per_second(model), 1),
     }
 
 

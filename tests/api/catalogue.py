@@ -98,6 +98,7 @@ def _write_model(
         logit_soft_cap=None,
         sites=tuple(_site(name) for name in SiteName),
         weight_bytes=1,
+        token_layers_per_second=1_000.0,
     )
     (folder / "facts.json").write_text(facts.model_dump_json(), encoding="utf-8")
 

@@ -30,7 +30,7 @@ def patching(method: dict[str, Any] | None = None, **changes: Any) -> dict[str, 
 
 
 def resolved(body: dict[str, Any], catalogue: Catalogue, limits: Limits | None = None) -> Inputs:
-    return resolve(SPEC.validate_json(json.dumps(body)), catalogue, limits or Limits())
+    return resolve(SPEC.validate_json(json.dumps(body)), catalogue, limits or Limits()).inputs
 
 
 def refused(body: dict[str, Any], catalogue: Catalogue, limits: Limits | None = None) -> Violation:
@@ -124,7 +124,7 @@ def test_a_prompt_beyond_the_context_is_refused(tiny: Catalogue) -> None:
 def test_a_job_with_too_many_tokens_is_refused_with_the_limit(tiny: Catalogue) -> None:
     violation = refused(patching(), tiny, Limits(tokens=20))
     assert violation.code is ErrorCode.JOB_TOO_LARGE
-    assert "at most 20" in violation.message
+    assert "may have 20" in violation.message
 
 
 def test_a_sweep_over_positions_of_unequal_pairs_asks_for_names(tiny: Catalogue) -> None:

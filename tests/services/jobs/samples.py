@@ -22,7 +22,7 @@ _SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
 DONE = Succeeded(StoredResult(document='{"kind":"features"}'))
 
 
-def new_job(owner: str = "ada", pool: str = "default", **spec: Any) -> NewJob:
+def new_job(owner: str = "ada", pool: str = "default", cost: int = 60, **spec: Any) -> NewJob:
     fields = {"kind": "features", "model": "tiny", "sae": "tiny-sae", "prompts": ["Paris"], **spec}
     prompt = PromptTokens(ids=(5, 7), strings=("Par", "is"), bos_prepended=False)
     return NewJob(
@@ -31,6 +31,7 @@ def new_job(owner: str = "ada", pool: str = "default", **spec: Any) -> NewJob:
         pool=pool,
         spec=_SPEC.validate_json(orjson.dumps(fields)),
         inputs=Inputs(prompts=(prompt,), bos="tokenizer"),
+        cost=cost,
     )
 
 

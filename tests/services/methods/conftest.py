@@ -65,7 +65,7 @@ class Laboratory:
             model=self.model(spec.model),
             engine=self.engine,
             ticket=JobTicket("job", "owner"),
-            inputs=resolve(spec, self.catalogue, Limits()),
+            inputs=resolve(spec, self.catalogue, Limits()).inputs,
             tokenizer=self.catalogue.tokenizer(spec.model),
             sae=sae,
         )
