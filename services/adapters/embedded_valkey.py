@@ -36,9 +36,9 @@ class ValkeyUnavailableError(Exception):
 
 
 class EmbeddedValkey:
-    """One server's place: a locked data directory, a port, a password and the configuration file that says so.
+    """One server's place: a locked data directory, a port, a password and the private files that say so.
 
-    Entering it takes the lock and writes the configuration. It starts no process: `command` is what to run, and again
+    Entering it takes the lock and writes the files. It starts no process: `command` is what to run, and again
     after a crash, with `lock_fd` inherited. `running_valkey` does that for those who have no supervisor.
     """
 
@@ -80,18 +80,23 @@ class EmbeddedValkey:
         self._port = free_port()
         self._password = secrets.token_urlsafe(32)
         self._run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._config_file.unlink(missing_ok=True)
-        self._config_file.touch(mode=0o600)
-        self._config_file.write_text(self._config())
+        _write_private(self._config_file, self._config())
+        _write_private(self._url_file, f"{self.url}\n")
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._url_file.unlink(missing_ok=True)
         self._config_file.unlink(missing_ok=True)
         self._lock.release()
 
     @property
     def _config_file(self) -> Path:
         return self._run_dir / "valkey.conf"
+
+    @property
+    def _url_file(self) -> Path:
+        """Where `lensd keys` finds the server."""
+        return self._run_dir / "redis-url"
 
     def _config(self) -> str:
         options = {
@@ -178,6 +183,12 @@ def _stop(server: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
+
+
+def _write_private(file: Path, text: str) -> None:
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    file.write_text(text)
 
 
 def _quoted(value: str) -> str:

@@ -2,6 +2,8 @@
 
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +53,12 @@ def refused(home: Path, tmp_path: Path, **environment: str) -> list[str]:
 def test_a_ready_stack_tells_where_it_is(own_stack: RunningStack) -> None:
     assert f"{own_stack.base_url}/docs" in own_stack.output
     assert own_stack.api_key not in own_stack.output
+
+
+def test_the_operators_command_finds_the_running_stack(own_stack: RunningStack) -> None:
+    command = [str(Path(sys.executable).with_name("lensd")), "keys", "list"]
+    keys = subprocess.run(command, env={"LENSD_HOME": str(own_stack.home)}, capture_output=True, text=True, check=True)
+    assert "bootstrap" in keys.stdout
 
 
 def test_a_second_stack_on_the_same_data_is_refused_in_one_line(own_stack: RunningStack, tmp_path: Path) -> None:

@@ -39,16 +39,18 @@ def test_it_listens_on_the_loopback_alone_and_outside_the_range_of_outgoing_conn
         assert address.port in PORTS
 
 
-def test_it_wants_its_password_which_only_a_private_file_holds(tmp_path: Path) -> None:
+def test_it_wants_its_password_which_only_private_files_hold(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with running_valkey(tmp_path / "data", run) as valkey:
         password = valkey.url.partition("//:")[2].partition("@")[0]
         assert len(password) >= 43
         assert not any(password in part for part in psutil.Process(server_pid(run)).cmdline())
-        assert stat.S_IMODE((run / "valkey.conf").stat().st_mode) == 0o600
+        holders = {file.name for file in run.iterdir() if password in file.read_text()}
+        assert holders == {"valkey.conf", "redis-url"}
+        assert all(stat.S_IMODE((run / name).stat().st_mode) == 0o600 for name in holders)
         with Redis.from_url(valkey.url.replace(password, "guess")) as stranger, pytest.raises(AuthenticationError):
             stranger.ping()
-    assert not (run / "valkey.conf").exists()
+    assert not any((run / name).exists() for name in holders)
 
 
 def test_a_full_server_refuses_writes_and_evicts_nothing(tmp_path: Path) -> None:
