@@ -1,6 +1,6 @@
 """The worker process: its composition root, and what happens when the doorbell rings.
 
-1. a slot wakes, claims jobs one after another until none is left, and goes back to sleep;
+1. a slot wakes, claims jobs one after another until none is left for it, and goes back to sleep;
 2. a claimed job gets its model (loaded once, kept hot, pinned while in use) and its SAE, and runs its method;
 3. the result is stored, then the job is finished with the claim's fencing token: a stale claim changes nothing;
 4. asked to stop, the worker claims nothing more, lets its jobs run on for a while, then hands the rest back.
@@ -12,6 +12,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Sequence
 
 from services.adapters.celery_doorbell import CeleryDoorbell
 from services.adapters.folder_blobs import FolderBlobs
@@ -24,11 +25,12 @@ from services.contracts.errors import Unavailable
 from services.jobs.policy import JobPolicy
 from services.jobs.ports import WorkerState
 from services.jobs.reaper import Reaper
-from services.jobs.record import Claim
+from services.jobs.record import Claim, Size
 from worker.heartbeat import Heartbeat
 from worker.laboratory import Laboratory
 from worker.running import RunningJob
 from worker.settings import WorkerSettings
+from worker.slots import Slots
 
 log = logging.getLogger("lensd.worker")
 
@@ -54,6 +56,7 @@ class WorkerProcess:
         self._laboratory = Laboratory(settings, open_catalogue(settings.home), self._note_batch)
         self._heartbeat = Heartbeat(self._quick_store, self._registry, self._state, policy.heartbeat_s)
         self._reaper = Reaper(self._quick_store, self._blobs, self._doorbell, every_s=policy.reap_every_s)
+        self._slots = Slots(settings.large_slots)
         self._draining = threading.Event()
 
     def start(self) -> None:
@@ -64,16 +67,12 @@ class WorkerProcess:
             threading.Thread(target=self._laboratory.preload, name="preload", daemon=True).start()
 
     def answer(self) -> None:
-        """Claim and run jobs until there are none, or the worker drains."""
-        while not self._draining.is_set():
-            try:
-                claim = self._store.claim(self._settings.pool, self._name)
-            except Unavailable as error:
-                log.warning("no job could be claimed: %s", error.message)
-                return
-            if claim is None:
-                return
-            self._run(claim)
+        """Claim and run jobs until there are none for this slot, or the worker drains."""
+        while True:
+            with self._slots.next_job(self._claim) as claim:
+                if claim is None:
+                    return
+                self._run(claim)
 
     def answer_soon(self) -> None:
         """Look for work that was queued while nobody listened."""
@@ -96,6 +95,15 @@ class WorkerProcess:
             self._registry.retire(self._name)
         except Unavailable:
             log.warning("the job store does not answer: this worker's name will expire by itself")
+
+    def _claim(self, sizes: Sequence[Size]) -> Claim | None:
+        if self._draining.is_set():
+            return None
+        try:
+            return self._store.claim(self._settings.pool, self._name, sizes)
+        except Unavailable as error:
+            log.warning("no job could be claimed: %s", error.message)
+            return None
 
     def _run(self, claim: Claim) -> None:
         with self._heartbeat.keeping(claim) as job:

@@ -2,12 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.logs import LogFormat
+
+
+def _three_quarters_of_slots(settings: dict[str, Any]) -> int:
+    slots: int = settings["slots"]
+    return max(1, 3 * slots // 4)
 
 
 class WorkerSettings(BaseSettings):
@@ -23,6 +28,10 @@ class WorkerSettings(BaseSettings):
         int, Field(ge=1, le=256, description="torch's intra-op threads; more than cores is a disaster")
     ] = min(8, os.cpu_count() or 1)
     slots: Annotated[int, Field(ge=1, le=256, description="jobs that may run at once")] = 32
+    large_slots: Annotated[
+        int,
+        Field(ge=1, default_factory=_three_quarters_of_slots, description="large jobs among them, fewer than all"),
+    ]
     model_cache_bytes: Annotated[int, Field(gt=0)] = 8 * 2**30
     sae_cache_bytes: Annotated[int, Field(gt=0)] = 2 * 2**30
     batch_tokens: Annotated[int, Field(ge=16, le=1_000_000)] = 2_048
@@ -34,3 +43,12 @@ class WorkerSettings(BaseSettings):
     blobs: Literal["folder", "redis"] = "folder"
     log_format: LogFormat = "console"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @model_validator(mode="after")
+    def _one_slot_is_left_for_small_jobs(self) -> Self:
+        if self.large_slots > max(1, self.slots - 1):
+            raise ValueError(
+                f"LENSD_LARGE_SLOTS is {self.large_slots}, but one of LENSD_SLOTS ({self.slots}) is always left for "
+                f"small jobs: at most {max(1, self.slots - 1)}"
+            )
+        return self

@@ -38,6 +38,7 @@ from services.jobs.record import (
     Idempotency,
     JobRecord,
     NewJob,
+    Size,
     Stop,
     Succeeded,
 )
@@ -60,6 +61,7 @@ class RedisJobStore:
     def __init__(self, client: Redis, policy: JobPolicy) -> None:
         self._client = client
         self._scripts = LuaScripts(client, prelude="job_prelude")
+        self._size_of = policy.size_of
         self._policy = policy_argument(policy)
 
     def create(self, job: NewJob, idempotency: Idempotency | None = None) -> JobRecord:
@@ -71,6 +73,7 @@ class RedisJobStore:
             job.owner,
             job.pool,
             job.spec.priority,
+            self._size_of(job.cost),
             head_of(job),
             job.spec.model_dump_json(),
             job.inputs.model_dump_json(),
@@ -113,8 +116,8 @@ class RedisJobStore:
             before = places[-1][1]
         return _page(found, before)
 
-    def claim(self, pool: str, worker: str) -> Claim | None:
-        while (answer := self._scripts.run("claim", self._policy, pool, worker)) is not None:
+    def claim(self, pool: str, worker: str, sizes: Sequence[Size]) -> Claim | None:
+        while (answer := self._scripts.run("claim", self._policy, pool, worker, *sizes)) is not None:
             job_id, fields = answer[0].decode(), flat_hash(answer[1])
             try:
                 return claim_of(job_id, fields, worker)

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from services.contracts.inputs import Inputs
 from services.contracts.job import JobError, JobProgress, JobSpec, JobStatus
 from services.jobs.policy import JobPolicy
-from services.jobs.record import DEADLINE_EXCEEDED, WORKER_LOST, Claim, JobRecord, NewJob, StoredResult
+from services.jobs.record import DEADLINE_EXCEEDED, WORKER_LOST, Claim, JobRecord, NewJob, Size, StoredResult
 
 Hash = Mapping[str, bytes]
 
@@ -129,6 +129,7 @@ def claim_of(job_id: str, fields: Hash, worker: str) -> Claim:
         inputs=Inputs.model_validate_json(fields["inputs"]),
         worker=worker,
         attempt=int(fields["attempt"]),
+        size=Size(fields["size"].decode()),
         alone=int(fields.get("blamed", 0)) > 0,
     )
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from services.jobs.record import Size
+
 
 @dataclass(frozen=True)
 class JobPolicy:
@@ -22,6 +24,9 @@ class JobPolicy:
     max_queued: int = 20_000
     """Queued jobs of a pool."""
 
+    small_cost: int = 20_000
+    """Token-layers up to which a job counts as small: about a second of SmolLM2-135M on two cores."""
+
     max_memory: float = 0.8
     """Share of the server's memory bound over which no job is admitted."""
 
@@ -36,6 +41,10 @@ class JobPolicy:
 
     sweep_every_s: float = 600.0
     """How often blobs are checked for jobs that are no more."""
+
+    def size_of(self, cost: int) -> Size:
+        """The size of a job that is estimated at `cost` token-layers."""
+        return Size.SMALL if cost <= self.small_cost else Size.LARGE
 
     @property
     def outage_s(self) -> float:

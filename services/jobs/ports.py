@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from services.contracts.job import JobProgress, JobStatus, JobSummary
-from services.jobs.record import Beat, Claim, Ending, Idempotency, JobEvent, JobRecord, NewJob
+from services.jobs.record import Beat, Claim, Ending, Idempotency, JobEvent, JobRecord, NewJob, Size
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ class JobStore(Protocol):
     def list(self, owner: str, where: JobFilter, cursor: str | None, limit: int) -> Page:
         """The owner's jobs; raises Refused(INVALID_REQUEST) on a cursor that is not ours."""
 
-    def claim(self, pool: str, worker: str) -> Claim | None:
-        """The pool's next job (interactive first, then round robin over owners), or None.
+    def claim(self, pool: str, worker: str, sizes: Sequence[Size]) -> Claim | None:
+        """The pool's next job of one of `sizes`, or None: interactive before batch, then as `sizes` are ordered, then
+        round robin over owners.
 
         Fails jobs past their deadline on the way. `worker` names one process for its lifetime and never another.
         """

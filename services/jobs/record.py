@@ -52,6 +52,13 @@ class JobRecord(Contract):
         return JobSummary(**{name: getattr(self, name) for name in JobSummary.model_fields})
 
 
+class Size(StrEnum):
+    """How long a job holds a slot: small ones wait in lines of their own, which large ones never hold up."""
+
+    SMALL = "small"
+    LARGE = "large"
+
+
 class NewJob(Contract):
     """A job that has been validated, tokenised and admitted, before it is stored."""
 
@@ -102,6 +109,7 @@ class Claim:
     inputs: Inputs
     worker: str
     attempt: int
+    size: Size
     alone: bool = False
 
 

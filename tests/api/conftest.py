@@ -17,7 +17,7 @@ from services.catalogue.resolve import Limits
 from services.contracts.job import JobError, JobProgress
 from services.jobs.memory import MemoryBlobs, MemoryDoorbell, MemoryEvents, MemoryJobStore, MemoryWorkers
 from services.jobs.policy import JobPolicy
-from services.jobs.record import Claim, Failed, StoredResult, Succeeded
+from services.jobs.record import Claim, Failed, Size, StoredResult, Succeeded
 from services.tenants.keys import Scope, new_key
 from services.tenants.memory import MemoryKeyStore
 from tests.api.catalogue import write_catalogue
@@ -64,7 +64,7 @@ class Stand:
 
     def claim(self) -> Claim:
         """Take the next job, as a worker would."""
-        claim = self.store.claim(POOL, WORKER)
+        claim = self.store.claim(POOL, WORKER, tuple(Size))
         assert claim is not None
         return claim
 

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Gives the pool's next job to a worker: interactive before batch, one job per owner in turn.
--- ARGV: policy, pool, worker
+-- Gives the pool's next job of some sizes to a worker: interactive before batch, then by size, one per owner in turn.
+-- ARGV: policy, pool, worker, then the sizes, most wanted first
 -- Returns {job, {field, value, …}} or false
 
 local _, pool, worker = unpack(ARGV)
@@ -28,15 +28,18 @@ local function start(id, suspected)
 end
 
 for _, priority in ipairs({'interactive', 'batch'}) do
-  local id = next_in_line(pool .. ':' .. priority)
-  while id do
-    local status, deadline, suspected = fields(id, 'status', 'deadline_at', 'suspected')
-    if status == 'queued' and passed(deadline) then
-      finish(id, 'failed', 'error', policy.deadline_exceeded)
-    elseif status == 'queued' then
-      return start(id, suspected)
+  for i = 4, #ARGV do
+    local group = group_of(pool, priority, ARGV[i])
+    local id = next_in_line(group)
+    while id do
+      local status, deadline, suspected = fields(id, 'status', 'deadline_at', 'suspected')
+      if status == 'queued' and passed(deadline) then
+        finish(id, 'failed', 'error', policy.deadline_exceeded)
+      elseif status == 'queued' then
+        return start(id, suspected)
+      end
+      id = next_in_line(group)
     end
-    id = next_in_line(pool .. ':' .. priority)
   end
 end
 return false

@@ -1,10 +1,10 @@
 #!lua
 -- Stores a queued job, reserves its idempotency key and puts it in line.
--- ARGV: policy, job, owner, pool, priority, head (JSON), spec (JSON), inputs (JSON), deadline from now or '',
+-- ARGV: policy, job, owner, pool, priority, size, head (JSON), spec (JSON), inputs (JSON), deadline from now or '',
 --       idempotency key's name or '', request digest
 -- Returns {'created', created_at} | {'replayed', job} | {'conflict'} | {'full', 'queue' or 'memory'}
 
-local _, id, owner, pool, priority, head, spec, inputs, deadline, reservation, digest = unpack(ARGV)
+local _, id, owner, pool, priority, size, head, spec, inputs, deadline, reservation, digest = unpack(ARGV)
 
 local function memory_is_short()
   local info = redis.call('INFO', 'memory')
@@ -24,7 +24,7 @@ end
 if redis.call('ZCARD', 'lensd:queued:' .. pool) >= policy.max_queued then return {'full', 'queue'} end
 if memory_is_short() then return {'full', 'memory'} end
 
-set(id, 'owner', owner, 'pool', pool, 'priority', priority, 'head', head, 'spec', spec, 'inputs', inputs,
+set(id, 'owner', owner, 'pool', pool, 'priority', priority, 'size', size, 'head', head, 'spec', spec, 'inputs', inputs,
   'created_at', digits(now), 'attempt', 0)
 if deadline ~= '' then
   local deadline_at = digits(now + tonumber(deadline))

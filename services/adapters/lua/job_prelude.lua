@@ -10,11 +10,13 @@
 --   lensd:idempotency:<owner>:<key digest>   string: "<job> <request digest>"
 --   lensd:pools                              set: pools that ever had a job
 --   lensd:queued:<pool>                      sorted set: queued jobs by the time since when they wait
---   lensd:turns:<pool>:<priority>            list: owners with queued jobs, in turn
---   lensd:line:<pool>:<priority>:<owner>     sorted set: the owner's queued jobs by creation
+--   lensd:turns:<group>                      list: owners with queued jobs, in turn
+--   lensd:line:<group>:<owner>               sorted set: the owner's queued jobs by creation
 --   lensd:leases, :deadlines, :expiries      sorted sets: jobs by the time of each
 --   lensd:executing:<worker>                 string: " <job>:<attempt> <job>:<attempt> " of the chunk it runs
 --   lensd:reaper                             hash: last round, last sweep, end of the reprieve after an outage
+--
+-- A group is <pool>:<priority>:<size>, with a size of 'small' or 'large'.
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
@@ -46,9 +48,11 @@ local function announce(id)
   redis.call('XADD', 'lensd:events', 'MAXLEN', '~', policy.kept_shared_events, '*', 'job', id, unpack(event))
 end
 
+local function group_of(pool, priority, size) return pool .. ':' .. priority .. ':' .. size end
+
 local function enqueue(id, since)
-  local owner, pool, priority, created = fields(id, 'owner', 'pool', 'priority', 'created_at')
-  local group = pool .. ':' .. priority
+  local owner, pool, priority, size, created = fields(id, 'owner', 'pool', 'priority', 'size', 'created_at')
+  local group = group_of(pool, priority, size)
   local line = 'lensd:line:' .. group .. ':' .. owner
   if redis.call('EXISTS', line) == 0 then redis.call('RPUSH', 'lensd:turns:' .. group, owner) end
   redis.call('ZADD', line, created, id)
@@ -57,8 +61,8 @@ local function enqueue(id, since)
 end
 
 local function dequeue(id)
-  local owner, pool, priority = fields(id, 'owner', 'pool', 'priority')
-  local group = pool .. ':' .. priority
+  local owner, pool, priority, size = fields(id, 'owner', 'pool', 'priority', 'size')
+  local group = group_of(pool, priority, size)
   local line = 'lensd:line:' .. group .. ':' .. owner
   redis.call('ZREM', 'lensd:queued:' .. pool, id)
   if redis.call('ZREM', line, id) == 1 and redis.call('EXISTS', line) == 0 then

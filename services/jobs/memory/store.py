@@ -27,6 +27,7 @@ from services.jobs.record import (
     JobEvent,
     JobRecord,
     NewJob,
+    Size,
     Stop,
     Succeeded,
 )
@@ -40,6 +41,7 @@ class _Job:
     """A job with what its record does not show."""
 
     new: NewJob
+    size: Size
     number: int
     record: JobRecord
     idempotency: Idempotency | None
@@ -61,7 +63,7 @@ class MemoryJobStore:
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
         self._jobs: dict[str, _Job] = {}
-        self._turns: defaultdict[tuple[str, str], Turns] = defaultdict(Turns)
+        self._turns: defaultdict[tuple[str, str, Size], Turns] = defaultdict(Turns)
         self._executing: dict[str, frozenset[tuple[str, int]]] = {}
         self._rounds = Rounds(policy)
 
@@ -78,7 +80,7 @@ class MemoryJobStore:
             if self.depth(job.pool) >= self._policy.max_queued:
                 raise Unavailable(ErrorCode.QUEUE_FULL, "too many jobs are waiting already", retry_after_s=10)
             now = self._clock()
-            stored = _Job(job, next(self._numbers), job.queued(now), idempotency)
+            stored = _Job(job, self._policy.size_of(job.cost), next(self._numbers), job.queued(now), idempotency)
             self._jobs[job.id] = stored
             self._line_up(stored, now)
             self._publish(stored)
@@ -103,10 +105,10 @@ class MemoryJobStore:
             cursor=base64.urlsafe_b64encode(b"%d" % found[limit - 1].number).decode() if more else None,
         )
 
-    def claim(self, pool: str, worker: str) -> Claim | None:
+    def claim(self, pool: str, worker: str, sizes: Sequence[Size]) -> Claim | None:
         with self._lock:
-            for priority in ("interactive", "batch"):
-                while job_id := self._turns[pool, priority].next():
+            for priority, size in itertools.product(("interactive", "batch"), sizes):
+                while job_id := self._turns[pool, priority, size].next():
                     job = self._jobs[job_id]
                     if self._past_deadline(job):
                         self._end(job, JobStatus.FAILED, error=DEADLINE_EXCEEDED)
@@ -128,7 +130,7 @@ class MemoryJobStore:
             started_at=self._clock(),
             progress=JobProgress(done=0, planned=0),
         )
-        return Claim(job.record, job.new.spec, job.new.inputs, worker, attempt, alone=job.blamed > 0)
+        return Claim(job.record, job.new.spec, job.new.inputs, worker, attempt, job.size, alone=job.blamed > 0)
 
     def executing(self, worker: str, claims: Sequence[Claim]) -> None:
         with self._lock:
@@ -310,7 +312,7 @@ class MemoryJobStore:
         del events[:-KEPT_EVENTS]
 
     def _turns_of(self, job: _Job) -> Turns:
-        return self._turns[job.new.pool, job.new.spec.priority]
+        return self._turns[job.new.pool, job.new.spec.priority, job.size]
 
 
 def _read_cursor(cursor: str) -> int:

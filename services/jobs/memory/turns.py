@@ -4,7 +4,7 @@ from collections import deque
 
 
 class Turns:
-    """The line of one pool and priority; jobs are known by the number of their creation."""
+    """The line of one pool, priority and size; jobs are known by the number of their creation."""
 
     def __init__(self) -> None:
         self._owners: deque[str] = deque()

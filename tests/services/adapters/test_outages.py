@@ -10,7 +10,7 @@ from services.adapters.redis_client import make_client
 from services.adapters.redis_jobs import RedisJobStore
 from services.contracts.errors import Unavailable
 from services.jobs.policy import JobPolicy
-from services.jobs.record import NewJob
+from services.jobs.record import NewJob, Size
 from tests.services.adapters.valkey import valkey_server
 from tests.services.jobs.samples import DONE, new_job
 
@@ -38,7 +38,7 @@ def test_killing_the_server_loses_no_accepted_job_and_ends_none_twice(tmp_path: 
 
         def work(name: str) -> None:
             while not all_done.is_set():
-                claim = patient.claim("default", name)
+                claim = patient.claim("default", name, tuple(Size))
                 if claim is None:
                     time.sleep(0.01)
                 elif patient.finish(claim, DONE):

@@ -18,7 +18,7 @@ from services.contracts.errors import ErrorCode, Unavailable
 from services.contracts.job import JobProgress, JobStatus
 from services.jobs.policy import JobPolicy
 from services.jobs.ports import JobFilter
-from services.jobs.record import Idempotency
+from services.jobs.record import Idempotency, Size
 from tests.services.adapters.valkey import pass_time, valkey_server
 from tests.services.jobs.samples import DONE, new_job
 
@@ -42,7 +42,7 @@ def test_no_job_is_admitted_when_memory_runs_short_but_running_ones_end(tmp_path
     ):
         store = RedisJobStore(client, POLICY)
         job_id = store.create(new_job()).id
-        claim = store.claim("default", "w1")
+        claim = store.claim("default", "w1", tuple(Size))
         assert claim is not None
         _fill(client, 15)
         with pytest.raises(Unavailable, match="memory") as refusal:
@@ -56,7 +56,7 @@ def test_no_job_is_admitted_when_memory_runs_short_but_running_ones_end(tmp_path
 
 def test_a_finished_job_keeps_no_spec_and_no_inputs(store: RedisJobStore, client: Redis) -> None:
     job_id = store.create(new_job()).id
-    claim = store.claim("default", "w1")
+    claim = store.claim("default", "w1", tuple(Size))
     assert claim is not None
     assert client.hexists(f"lensd:job:{job_id}", "inputs")
     store.finish(claim, DONE)
@@ -66,7 +66,7 @@ def test_a_finished_job_keeps_no_spec_and_no_inputs(store: RedisJobStore, client
 
 def test_a_forgotten_job_leaves_nothing_behind(store: RedisJobStore, client: Redis) -> None:
     store.create(new_job(deadline_s=100_000 / 2), Idempotency("k", "d"))
-    claim = store.claim("default", "w1")
+    claim = store.claim("default", "w1", tuple(Size))
     assert claim is not None
     store.executing("w1", [claim])
     store.finish(claim, DONE)
@@ -78,7 +78,7 @@ def test_a_forgotten_job_leaves_nothing_behind(store: RedisJobStore, client: Red
 
 def test_a_jobs_kept_events_are_capped(store: RedisJobStore, client: Redis) -> None:
     job_id = store.create(new_job()).id
-    claim = store.claim("default", "w1")
+    claim = store.claim("default", "w1", tuple(Size))
     assert claim is not None
     for done in range(2 * KEPT_EVENTS):
         store.progress(claim, JobProgress(done=done, planned=1_000))
@@ -106,6 +106,7 @@ def _damage(client: Redis, job_id: str, fields: Mapping[Any, str | bytes]) -> No
         {"head": '{"owner":"eve"}'},
         {"created_at": "yesterday"},
         {"owner": b"\xff"},
+        {"size": "enormous"},
     ],
 )
 def test_a_malformed_record_is_quarantined_and_the_next_job_served(
@@ -113,7 +114,7 @@ def test_a_malformed_record_is_quarantined_and_the_next_job_served(
 ) -> None:
     damaged, sound = store.create(new_job()).id, store.create(new_job()).id
     _damage(client, damaged, fields)
-    claim = store.claim("default", "w1")
+    claim = store.claim("default", "w1", tuple(Size))
     assert claim is not None
     assert claim.job.id == sound
     assert client.hget(f"lensd:job:{damaged}", "status") == b"failed"
@@ -123,12 +124,12 @@ def test_a_malformed_record_is_quarantined_and_the_next_job_served(
 
 def test_a_job_id_put_in_line_by_hand_is_passed_over(store: RedisJobStore, client: Redis) -> None:
     sound = store.create(new_job("ada")).id
-    client.zadd("lensd:line:default:interactive:ada", {"nonsense": 0})
-    client.rpush("lensd:turns:default:interactive", "nobody")
-    claim = store.claim("default", "w1")
+    client.zadd("lensd:line:default:interactive:small:ada", {"nonsense": 0})
+    client.rpush("lensd:turns:default:interactive:small", "nobody")
+    claim = store.claim("default", "w1", tuple(Size))
     assert claim is not None
     assert claim.job.id == sound
-    assert store.claim("default", "w1") is None
+    assert store.claim("default", "w1", tuple(Size)) is None
 
 
 def test_a_malformed_record_does_not_spoil_a_listing(store: RedisJobStore, client: Redis) -> None:
@@ -156,14 +157,14 @@ def test_acknowledged_jobs_survive_a_restart_of_the_server_with_all_that_belongs
     with valkey_server(tmp_path) as server, make_client(server.url, patient=True) as client:
         store = RedisJobStore(client, POLICY)
         jobs = [store.create(new_job(owner)).id for owner in ("ada", "bob") for _ in range(5)]
-        first = store.claim("default", "w1")
+        first = store.claim("default", "w1", tuple(Size))
         assert first is not None
         server.stop()
         server.start()
         assert store.heartbeat([first])[first.job.id].held
-        rest = [store.claim("default", "w1") for _ in range(9)]
+        rest = [store.claim("default", "w1", tuple(Size)) for _ in range(9)]
         assert {claim.job.id for claim in (first, *rest) if claim} == set(jobs)
-        assert store.claim("default", "w1") is None
+        assert store.claim("default", "w1", tuple(Size)) is None
 
 
 def test_thousands_of_jobs_past_their_deadline_are_cleared_in_rounds(store: RedisJobStore, client: Redis) -> None:

@@ -1,6 +1,6 @@
 """A job store to be tested, with its clock in the test's hand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,11 +11,12 @@ from services.adapters.redis_jobs import RedisJobStore
 from services.jobs.memory import MemoryJobStore
 from services.jobs.policy import JobPolicy
 from services.jobs.ports import JobStore, Reaped
-from services.jobs.record import Claim, JobRecord
+from services.jobs.record import Claim, JobRecord, Size
 from tests.services.adapters.valkey import pass_time
 from tests.services.jobs.samples import new_job
 
 POLICY = JobPolicy(lease_s=15, retention_s=3_600, max_queued=50)
+COST_OF = {Size.SMALL: POLICY.small_cost, Size.LARGE: POLICY.small_cost + 1}
 
 
 class Clock:
@@ -39,16 +40,16 @@ class Bench:
     advance: Callable[[float], None]
     rounds: list[Reaped] = field(default_factory=list)
 
-    def submit(self, owner: str = "ada", **spec: Any) -> str:
-        return self.store.create(new_job(owner, **spec)).id
+    def submit(self, owner: str = "ada", size: Size = Size.SMALL, **spec: Any) -> str:
+        return self.store.create(new_job(owner, cost=COST_OF[size], **spec)).id
 
-    def claim(self, worker: str = "w1") -> Claim:
-        claim = self.store.claim("default", worker)
+    def claim(self, worker: str = "w1", sizes: Sequence[Size] = tuple(Size)) -> Claim:
+        claim = self.store.claim("default", worker, sizes)
         assert claim is not None
         return claim
 
-    def claimed(self, worker: str = "w1") -> str | None:
-        claim = self.store.claim("default", worker)
+    def claimed(self, worker: str = "w1", sizes: Sequence[Size] = tuple(Size)) -> str | None:
+        claim = self.store.claim("default", worker, sizes)
         return None if claim is None else claim.job.id
 
     def record(self, job_id: str) -> JobRecord:

@@ -16,7 +16,7 @@ from services.contracts.errors import NotFound
 from services.contracts.job import JobProgress
 from services.jobs.memory import MemoryEvents, MemoryJobStore
 from services.jobs.ports import JobEvents, JobStore
-from services.jobs.record import JobEvent
+from services.jobs.record import JobEvent, Size
 from tests.services.adapters.valkey import valkey_server
 from tests.services.jobs.bench import POLICY
 from tests.services.jobs.samples import DONE, new_job
@@ -59,7 +59,7 @@ async def collect(scene: Scene, job_id: str, after: str | None = None) -> list[J
 
 def run_through(store: JobStore) -> None:
     """The pool's next job, from claim to end: claimed, progress, succeeded."""
-    claim = store.claim("default", "w1")
+    claim = store.claim("default", "w1", tuple(Size))
     assert claim is not None
     store.progress(claim, JobProgress(done=1, planned=2))
     store.finish(claim, DONE)

@@ -6,6 +6,7 @@ it ended, that at most one claim of a job holds, that attempts only grow, and th
 done.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,11 +26,11 @@ from redis import Redis
 
 from services.adapters.redis_client import make_client
 from services.contracts.errors import Conflict, ErrorCode
-from services.contracts.job import JobError, JobProgress
+from services.contracts.job import JobError, JobProgress, JobStatus
 from services.jobs.policy import JobPolicy
 from services.jobs.ports import JobFilter, JobStore
-from services.jobs.record import Cancelled, Claim, Ending, Failed, JobRecord
-from tests.services.jobs.bench import memory_bench, valkey_bench
+from services.jobs.record import Cancelled, Claim, Ending, Failed, JobRecord, Size
+from tests.services.jobs.bench import COST_OF, memory_bench, valkey_bench
 from tests.services.jobs.samples import DONE, new_job
 
 # Time moves in tens of seconds and every bound is a five: the real server's own clock, which runs on, decides nothing.
@@ -40,6 +41,7 @@ ENDINGS = (DONE, Failed(JobError(code=ErrorCode.METHOD_FAILED, message="no")), C
 MAX_LIVING = 3
 """Few jobs at a time, so that much happens to each."""
 WORKERS = ("w1", "w2")
+SIZES = ((Size.SMALL, Size.LARGE), (Size.LARGE, Size.SMALL), (Size.SMALL,), (Size.LARGE,))
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Claims:
 class Seen:
     """What the machine has seen of one job."""
 
+    size: Size
     attempt: int = 0
     claims: list[Claims] = field(default_factory=list)
     ended: dict[str, Any] | None = None
@@ -82,23 +85,27 @@ class LifeOfJobs(RuleBasedStateMachine):
         target=jobs,
         owner=st.sampled_from(["ada", "bob"]),
         priority=st.sampled_from(["interactive", "batch"]),
+        size=st.sampled_from(Size),
         deadline_s=st.sampled_from([None, None, 195.0, 395.0]),
     )
-    def create(self, owner: str, priority: str, deadline_s: float | None) -> str:
-        job = new_job(owner, priority=priority, deadline_s=deadline_s)
+    def create(self, owner: str, priority: str, size: Size, deadline_s: float | None) -> str:
+        job = new_job(owner, cost=COST_OF[size], priority=priority, deadline_s=deadline_s)
         self.agree(*(state_of(store.create(job)) for store in self.stores))
-        self.seen[job.id] = Seen()
+        self.seen[job.id] = Seen(size)
         return job.id
 
-    @rule(target=claims, worker=st.sampled_from(WORKERS))
-    def claim(self, worker: str) -> Any:
-        fake, real = (store.claim("default", worker) for store in self.stores)
+    @rule(target=claims, worker=st.sampled_from(WORKERS), sizes=st.sampled_from(SIZES))
+    def claim(self, worker: str, sizes: Sequence[Size]) -> Any:
+        fake, real = (store.claim("default", worker, sizes) for store in self.stores)
         if fake is None or real is None:
             assert fake is real
+            assert not any(seen.size in sizes and self.waits(job_id) for job_id, seen in self.seen.items())
             return multiple()
         self.agree((state_of(fake.job), fake.alone, fake.spec), (state_of(real.job), real.alone, real.spec))
         seen = self.seen[fake.job.id]
         assert fake.attempt > seen.attempt
+        assert fake.size == real.size == seen.size
+        assert seen.size in sizes
         seen.attempt = fake.attempt
         seen.claims.append(Claims(fake, real))
         return seen.claims[-1]
@@ -117,7 +124,7 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     @rule(target=claims, worker=st.sampled_from(WORKERS))
     def a_worker_dies_over_the_next_job(self, worker: str) -> Any:
-        claims = self.claim(worker)
+        claims = self.claim(worker, tuple(Size))
         if isinstance(claims, Claims):
             self.execute(claims)
         self.nobody_beats_while_the_reaper_goes_round(9)
@@ -198,7 +205,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         for _ in range(2):
             self.nobody_beats_while_the_reaper_goes_round(9)
             for store in self.stores:
-                while claim := store.claim("default", "sound"):
+                while claim := store.claim("default", "sound", tuple(Size)):
                     assert store.finish(claim, DONE)
         self.both_say_the_same_and_what_has_ended_stays()
         assert all(seen.ended is not None for seen in self.seen.values())
@@ -206,6 +213,10 @@ class LifeOfJobs(RuleBasedStateMachine):
         assert not self.client.keys("lensd:line:*")
         assert not self.client.keys("lensd:turns:*")
         assert not self.client.zcard("lensd:leases")
+
+    def waits(self, job_id: str) -> bool:
+        record = self.fake.store.get(job_id)
+        return record is not None and record.status is JobStatus.QUEUED
 
     def agree(self, fake: object, real: object) -> None:
         assert fake == real

@@ -8,7 +8,7 @@ import pytest
 from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
 from services.contracts.job import JobError, JobProgress, JobStatus
 from services.jobs.ports import JobFilter
-from services.jobs.record import Cancelled, Failed, Idempotency, Stop
+from services.jobs.record import Cancelled, Failed, Idempotency, Size, Stop
 from tests.services.jobs.bench import POLICY, Bench
 from tests.services.jobs.samples import DONE, new_job
 
@@ -86,7 +86,7 @@ def test_owners_take_turns_and_each_ones_jobs_keep_their_order(bench: Bench) -> 
 
 def test_a_pool_is_served_its_own_jobs_only(bench: Bench) -> None:
     bench.submit()
-    assert bench.store.claim("other", "w1") is None
+    assert bench.store.claim("other", "w1", tuple(Size)) is None
 
 
 def test_a_claim_carries_what_the_job_computes_on(bench: Bench) -> None:
