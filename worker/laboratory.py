@@ -58,11 +58,11 @@ class Laboratory:
             return run_method(claim.spec, context)
 
     def preload(self) -> None:
-        """Load every served model that fits, so that the first job need not wait."""
+        """Load every served model that fits and try it out, so that the first job need not wait."""
         for model_id in self._catalogue.models:
             try:
-                with self._models.use(model_id):
-                    log.info("model %s is loaded", model_id)
+                with self._models.use(model_id) as model:
+                    log.info("model %s is loaded, its rows run %s", model_id, self._engine.warm_up(model))
             except LensdError as error:
                 log.error("model %s could not be loaded: %s", model_id, error.message)
 

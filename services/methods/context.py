@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 
 from services.catalogue.tokenizer import Tokenizer
@@ -17,7 +18,12 @@ from services.engine.weights import Weights
 from services.models.load import LoadedModel
 from services.saes.sae import Sae
 
-VERSIONS = ("lensd", "torch", "transformers", "transformer-lens")
+
+@cache
+def installed_versions() -> Versions:
+    """Read once: asking the package metadata takes milliseconds."""
+    packages = ("lensd", "torch", "transformers", "transformer-lens")
+    return Versions(**{name.replace("-", "_"): version(name) for name in packages})
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class MethodContext:
             method=method,
             method_version=method_version,
             execution=self._execution,
-            versions=Versions(**{name.replace("-", "_"): version(name) for name in VERSIONS}),
+            versions=installed_versions(),
         )
 
     def usage(self) -> Usage:
