@@ -1,5 +1,6 @@
 """How a worker's slots are shared between small and large jobs."""
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
@@ -101,9 +102,13 @@ def test_slots_that_wake_together_take_no_more_large_jobs_than_they_may() -> Non
     worker.submit(large=8)
     together, enough = Barrier(8), Event()
 
+    def slow_claim(sizes: Sequence[Size]) -> Claim | None:
+        time.sleep(0.01)
+        return worker.claim(sizes)
+
     def slot() -> Claim | None:
         together.wait(5)
-        with worker.slots.next_job(worker.claim) as claim:
+        with worker.slots.next_job(slow_claim) as claim:
             if claim is not None:
                 enough.wait(5)
             return claim
