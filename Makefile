@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export LENSD_HOME ?= $(CURDIR)/.lensd
 export LENSD_CATALOGUE ?= $(CURDIR)/deploy/catalogue.toml
 
-.PHONY: demo up test check format openapi sae lock install clean
+.PHONY: demo up test check format openapi sae bench prepare lock install clean
 .DEFAULT_GOAL := demo
 
 demo: install          ## set everything up and run the main jobs through the real stack
@@ -38,6 +38,11 @@ prepare: install       ## put the catalogue's models and SAEs into the store, on
 
 sae: prepare           ## train the shipped SAE again (about an hour on two cores)
 	$(BIN)/python -m services.saes.recipe --model-dir $(LENSD_HOME)/models/smollm2-135m --out assets/saes/smollm2-135m-l15-resid-post
+
+bench: prepare         ## measure speed against TransformerLens and SAELens; writes benchmarks/RESULTS.md (about 25 minutes)
+	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.service
 
 lock: install          ## pin what is installed
 	$(BIN)/python requirements/lock.py

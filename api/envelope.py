@@ -5,6 +5,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
+from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -30,6 +31,9 @@ CLIENT_LEFT = 499
 
 access = logging.getLogger("api.access")
 errors = logging.getLogger("api.errors")
+
+PROBES = ("/livez", "/readyz")
+"""Asked every few seconds by load balancers: only their bad news belongs into the log."""
 
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LOGGED_PATH_CHARACTERS = 200
@@ -100,4 +104,5 @@ class _Exchange:
         owner = self.scope.get("state", {}).get("owner")
         fields = {"ms": milliseconds, **({"owner": owner} if owner else {})}
         line = f"{self.scope['method']} {path[:_LOGGED_PATH_CHARACTERS]} {self.status}"
-        access.info(line, extra={"fields": fields})
+        level = logging.DEBUG if path in PROBES and self.status == HTTPStatus.OK else logging.INFO
+        access.log(level, line, extra={"fields": fields})

@@ -5,6 +5,7 @@ messages are acknowledged early, nothing waits in a result backend, and a lost o
 Importing this module connects to nothing; the worker's parts are built when Celery starts one.
 """
 
+import logging
 from typing import Any
 
 from celery import Celery
@@ -14,6 +15,8 @@ from services.adapters.celery_doorbell import QUEUE_PREFIX, TASK
 from services.logs import configure
 from worker.process import WorkerProcess
 from worker.settings import WorkerSettings
+
+log = logging.getLogger("lensd.worker")
 
 _process: WorkerProcess | None = None
 
@@ -65,8 +68,13 @@ def _log(**_: object) -> None:
 @worker_init.connect
 def _start(**_: object) -> None:
     global _process  # noqa: PLW0603 - Celery's signals have no other way to reach the task
-    _process = WorkerProcess(WorkerSettings())
-    _process.start()
+    try:
+        _process = WorkerProcess(WorkerSettings())
+        _process.start()
+    except Exception:
+        # Celery would swallow it and wait for doorbells that nobody hears.
+        log.exception("the worker cannot start")
+        raise SystemExit(1) from None
 
 
 @worker_ready.connect
