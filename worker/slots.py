@@ -10,9 +10,9 @@ from services.jobs.record import Claim, Size
 class Slots:
     """At most `large_slots` of the worker's slots run large jobs at a time; the others wait for small ones.
 
-    Until half of `large_slots` are at it large jobs are preferred, from then on small ones: so neither kind starves.
-    Slots claim one at a time. So one that may take no large job is right to go to sleep: every slot that runs one
-    will claim again.
+    Until half of `large_slots` are at it large jobs are preferred, from then on small ones: so neither kind starves
+    where there are two slots or more. Slots claim one at a time, so one that may take no large job is right to go to
+    sleep: every slot that runs one will claim again.
     """
 
     def __init__(self, large_slots: int) -> None:
