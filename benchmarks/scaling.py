@@ -172,14 +172,14 @@ def main() -> None:
     before = os.getloadavg()[0]
     by_length: list[Point] = []
     by_layers: list[Point] = []
-    with Engine(EngineLimits(threads=given.threads)) as engine:
-        for layers in LAYERS:
-            with truncated(folder, facts, layers) as model:
-                engine.warm_up(model)
-                by_layers.append(point(engine, model, USUAL_LENGTH, given.repeats))
-                if layers == USUAL_LAYERS:
-                    with PeakMemory() as memory:
-                        by_length = [point(engine, model, length, given.repeats) for length in LENGTHS]
+    for layers in LAYERS:
+        # An engine each: to it, one file of weights is one model.
+        with truncated(folder, facts, layers) as model, Engine(EngineLimits(threads=given.threads)) as engine:
+            engine.warm_up(model)
+            by_layers.append(point(engine, model, USUAL_LENGTH, given.repeats))
+            if layers == USUAL_LAYERS:
+                with PeakMemory() as memory:
+                    by_length = [point(engine, model, length, given.repeats) for length in LENGTHS]
     draw(by_length, by_layers)
     usual = by_layers[-1]
     lines = [
