@@ -3,6 +3,7 @@
 The least recently used model that nobody uses makes room. When all room is in use, a newcomer waits for it.
 """
 
+import gc
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -98,6 +99,7 @@ class ModelCache:
         while self.nbytes + nbytes > self._limit and idle:
             model_id = idle.pop(0)
             del self._entries[model_id]
+            gc.collect()  # modules and hooks refer to each other: without it the memory stays taken for a while
             self._announce(model_id, "unloaded")
         return self.nbytes + nbytes <= self._limit
 

@@ -8,8 +8,9 @@ The bridge gets no tokenizer: lensd tokenises by itself, by the BOS rule of the 
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
@@ -25,13 +26,23 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model in memory. Only the engine's thread may run it: the bridge's hooks are global mutable state."""
+    """A model in memory. Only the engine's thread may run it: the bridge's hooks are global mutable state.
+
+    Prompts of more than `short_context` tokens get other rotary angles from their first token on (LongRoPE); None where
+    all lengths are alike. `attachments` is for what users of the model keep exactly as long as the model.
+    """
 
     facts: ModelFacts
     bridge: TransformerBridge
     device: torch.device
     dtype: torch.dtype
     nbytes: int
+    short_context: int | None
+    attachments: dict[str, Any] = field(default_factory=dict)
+
+    def is_long(self, tokens: int) -> bool:
+        """Whether a prompt of so many tokens is beyond the short context: the two kinds never share a batch."""
+        return self.short_context is not None and tokens > self.short_context
 
 
 def load_model(folder: Path, facts: ModelFacts, *, device: torch.device, dtype: torch.dtype) -> LoadedModel:
@@ -57,7 +68,15 @@ def load_model(folder: Path, facts: ModelFacts, *, device: torch.device, dtype: 
     (architecture,) = config.architectures
     bridge = build_bridge_from_module(module, architecture, hf_config=config, dtype=dtype, device=device)
     bridge.eval().requires_grad_(False)
-    return LoadedModel(facts=facts, bridge=bridge, device=device, dtype=dtype, nbytes=nbytes)
+    return LoadedModel(facts, bridge, device, dtype, nbytes, short_context=_short_context(config))
+
+
+def _short_context(config: Any) -> int | None:
+    """The length at which LongRoPE changes its angles; families may have rotary parameters per kind of layer."""
+    rotary = getattr(config, "rope_parameters", None) or {}
+    kinds = [rotary, *(value for value in rotary.values() if isinstance(value, dict))]
+    limits = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min(limits, default=None)
 
 
 def _verify_weights(weights: Path, facts: ModelFacts) -> None:
