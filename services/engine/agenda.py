@@ -15,6 +15,7 @@ from services.contracts.site import SiteName
 from services.engine.base_runs import Runs
 from services.engine.check import site_shape
 from services.engine.lane import Lane, Place, RunKey
+from services.engine.reading import reported
 from services.engine.row import Capture, FromRun, Intervention, Site
 from services.engine.site_work import ATTENTION_SITES, Read, SiteWork, Write
 from services.models.load import LoadedModel
@@ -42,7 +43,7 @@ class Agenda:
 
     def reported_captures(self, lane: int) -> dict[Capture, Float[Tensor, "position ..."]]:
         """A lane's captures as an outcome carries them."""
-        return {capture: taken.to("cpu", torch.float32) for capture, taken in self.captures[lane].items()}
+        return {capture: reported(taken.detach()) for capture, taken in self.captures[lane].items()}
 
     def places(self) -> set[Place]:
         """Where there is something to do."""
@@ -66,10 +67,12 @@ class Agenda:
     ) -> Float[Tensor, "row slot d_model"]:
         """Do the work of resid_mid = resid_pre + attn_out, and return the attn_out that makes it so."""
         place = (SiteName.RESID_MID, layer)
-        if place not in self._work:
+        if place not in self.places():
             return attn_out
         before = resid_pre + attn_out
         after = self.perform(place, before)
+        if after.requires_grad:  # a write of what is there already still ends the gradient's way back
+            return after - resid_pre
         return torch.where(after != before, after - resid_pre, attn_out)
 
     def _plan(self, plans: dict[Place, _Plan], index: int, lane: Lane) -> None:

@@ -7,9 +7,10 @@ import torch
 
 from services.contracts.model import ModelFacts
 from services.contracts.site import HEAD_SITES, SiteName
+from services.engine.objective import WeightedProbabilities
 from services.engine.reading import positions_read
-from services.engine.readout import Divergence, Loss, TokenLogits, TokenLogProbs
-from services.engine.row import FromRun, Intervention, Row, Site
+from services.engine.readout import Divergence, Loss, Readout, TokenLogits, TokenLogProbs, TopK
+from services.engine.row import FromRun, Gradients, Intervention, Row, Site
 from services.engine.site_work import ATTENTION_SITES
 
 _KV_SITES = (SiteName.K, SiteName.V)
@@ -30,6 +31,8 @@ def check_row(facts: ModelFacts, row: Row) -> None:
         _check_site(facts, capture.site, write=False)
         _check_positions(capture.positions, len(row.tokens))
     _check_readout(facts, row)
+    if row.gradients is not None:
+        _check_gradients(facts, row, row.gradients)
 
 
 def site_shape(facts: ModelFacts, site: Site, length: int) -> tuple[int, ...]:
@@ -116,3 +119,26 @@ def _check_readout(facts: ModelFacts, row: Row) -> None:
     if isinstance(readout, Divergence):
         _check_tokens(facts, readout.reference)
         _check_positions((readout.position,), len(readout.reference))
+
+
+def _check_gradients(facts: ModelFacts, row: Row, gradients: Gradients) -> None:
+    if not gradients.sites:
+        raise InvalidRow("gradients at no site: name at least one")
+    for capture in gradients.sites:
+        _check_site(facts, capture.site, write=False)
+        _check_site(facts, capture.site, write=True)
+        _check_positions(capture.positions, len(row.tokens))
+    if row.readout is None or isinstance(row.readout, TopK):
+        raise InvalidRow("gradients are of numbers: the row needs a readout that yields some")
+    weights, numbers = gradients.objective.weights, _numbers_read(facts, row.readout)
+    if len(weights) != numbers or not all(map(math.isfinite, weights)):
+        raise InvalidRow(f"an objective with weights {weights}: expected {numbers} finite ones, as the readout yields")
+    if isinstance(gradients.objective, WeightedProbabilities) and not isinstance(row.readout, TokenLogProbs):
+        raise InvalidRow("an objective of probabilities needs log probabilities as its readout")
+
+
+def _numbers_read(facts: ModelFacts, readout: Readout) -> int:
+    """How many numbers a readout yields."""
+    if not isinstance(readout, TokenLogits | TokenLogProbs):
+        return 1
+    return facts.vocabulary if readout.tokens is None else len(readout.tokens)

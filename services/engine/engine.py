@@ -33,10 +33,12 @@ from services.models.load import LoadedModel
 class EngineLimits:
     """Bounds of one batch and of what is kept between batches.
 
-    `batch_tokens` counts padding; `threads` is torch's intra-op thread count.
+    `batch_tokens` counts padding; `gradient_batch_tokens` does for rows with gradients, whose every activation is kept
+    until the backward pass. `threads` is torch's intra-op thread count.
     """
 
     batch_tokens: int = 512
+    gradient_batch_tokens: int = 256
     base_run_bytes: int = 512 * 2**20
     threads: int = 2
 
@@ -58,6 +60,7 @@ class Engine:
         """`on_batch` hears, on the engine's thread, of the jobs in the next batch when they change; none when idle."""
         self._limits = limits or EngineLimits()
         self._batch_tokens = self._limits.batch_tokens
+        self._gradient_batch_tokens = self._limits.gradient_batch_tokens
         self._scheduler = Scheduler()
         self._executor = Executor(base_run_bytes=self._limits.base_run_bytes)
         self._wake = threading.Condition()
@@ -155,7 +158,7 @@ class Engine:
                 for ticket in self._scheduler.tickets():
                     if ticket.cancelled():
                         _fail(self._scheduler.remove(ticket), JobCancelled())
-                batch = self._scheduler.next_batch(self._batch_tokens)
+                batch = self._scheduler.next_batch(self._batch_tokens, gradients=self._gradient_batch_tokens)
                 if batch:
                     return batch
                 self._wake.wait()
@@ -181,7 +184,8 @@ class Engine:
     def _execute(self, batch: Sequence[Task]) -> Ran:
         foreseen = _together({id(task.foreseen): task.foreseen for task in batch}.values())
         lanes = [task.lane for task in batch]
-        return self._executor.run(batch[0].model, lanes, foreseen, batch_tokens=self._batch_tokens)
+        limit = self._gradient_batch_tokens if _has_gradients(batch) else self._batch_tokens
+        return self._executor.run(batch[0].model, lanes, foreseen, batch_tokens=limit)
 
     def _count(self, batch: Sequence[Task], seconds: float) -> None:
         tokens = sum(task.tokens for task in batch)
@@ -198,13 +202,20 @@ class Engine:
         """Halve what ran out of memory; else find the guilty row by running each alone."""
         out_of_memory = _is_out_of_memory(error)
         if len(batch) > 1:
-            self._batch_tokens = max(1, self._batch_tokens // 2) if out_of_memory else self._batch_tokens
+            if out_of_memory:
+                self._halve(gradients=_has_gradients(batch))
             half = len(batch) // 2 if out_of_memory else 1
             for start in range(0, len(batch), half):
                 self._run_batch(batch[start : start + half])
         else:
             self._done = replace(self._done, failed_rows=self._done.failed_rows + 1)
             _fail(batch, _too_large(batch[0]) if out_of_memory else error)
+
+    def _halve(self, *, gradients: bool) -> None:
+        if gradients:
+            self._gradient_batch_tokens = max(1, self._gradient_batch_tokens // 2)
+        else:
+            self._batch_tokens = max(1, self._batch_tokens // 2)
 
 
 def _charge(batch: Sequence[Task], base_tokens: int, seconds: float) -> None:
@@ -232,8 +243,14 @@ def _fail(tasks: Iterable[Task], error: Exception) -> None:
         task.future.set_exception(error)
 
 
+def _has_gradients(batch: Sequence[Task]) -> bool:
+    """Of all rows or none: the scheduler never mixes them."""
+    return batch[0].lane.row.gradients is not None
+
+
 def _too_large(task: Task) -> JobFailed:
-    message = f"one forward pass over {len(task.lane.row.tokens)} tokens does not fit into memory: send shorter prompts"
+    passes = "one forward pass" if task.lane.row.gradients is None else "one forward and backward pass"
+    message = f"{passes} over {len(task.lane.row.tokens)} tokens does not fit into memory: send shorter prompts"
     return JobFailed(ErrorCode.OUT_OF_MEMORY, message)
 
 

@@ -6,6 +6,7 @@ from weakref import WeakKeyDictionary
 
 from services.engine.base_runs import BaseRun, BaseRunCache
 from services.engine.branched import BranchedPasses
+from services.engine.gradient_passes import GradientPasses
 from services.engine.lane import Lane, RunKey
 from services.engine.needs import Needs, RunNeeds, needs_of
 from services.engine.opening import UnknownFamily
@@ -32,7 +33,7 @@ class Executor:
         self._passes: WeakKeyDictionary[LoadedModel, Passes] = WeakKeyDictionary()
 
     def run(self, model: LoadedModel, lanes: Sequence[Lane], foreseen: Needs, *, batch_tokens: int) -> Ran:
-        """Run `lanes`, in a batch of at most `batch_tokens` tokens or one lane.
+        """Run `lanes`, in a batch of at most `batch_tokens` tokens or one lane; all of them with gradients, or none.
 
         `foreseen` is what later batches of the same jobs will need of the same runs: taken along while at it.
         """
@@ -41,9 +42,10 @@ class Executor:
             lanes = [replace(lane, start=0, join=0, grafted=False) for lane in lanes]
         needs = needs_of(lanes)
         runs, base_tokens = self._base_runs(model, passes, needs, foreseen, batch_tokens)
+        run = passes.run if lanes[0].row.gradients is None else _gradient_passes_of(model).run
         outcomes: list[Outcome] = []
         for batch in _batches(lanes, batch_tokens):
-            outcomes += passes.run(_aligned(batch), runs)
+            outcomes += run(_aligned(batch), runs)
         return Ran(outcomes, base_tokens)
 
     def _passes_of(self, model: LoadedModel) -> Passes:
@@ -68,6 +70,13 @@ class Executor:
                 runs[key] = runs[key].joined(found)
                 self.base_runs.put(identity, key, runs[key])
         return runs, sum(len(key.tokens) for key, _ in missing)
+
+
+def _gradient_passes_of(model: LoadedModel) -> GradientPasses:
+    if "gradient_passes" not in model.attachments:
+        model.attachments["gradient_passes"] = GradientPasses(model)
+    passes: GradientPasses = model.attachments["gradient_passes"]
+    return passes
 
 
 def _tried(model: LoadedModel) -> Passes:

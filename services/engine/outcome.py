@@ -1,7 +1,7 @@
 """What a row yields."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxtyping import Float
@@ -15,15 +15,17 @@ Execution = Literal["branched", "whole"]
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A row's reading and captures, float32 on the CPU.
+    """A row's reading, captures and gradients, float32 on the CPU.
 
-    A capture's first axis is its positions in the order asked for; the site's own axes follow (see `row`).
+    A capture's first axis is its positions in the order asked for; the site's own axes follow (see `row`). A gradient
+    has those of the capture that it was asked for by.
     `execution` says how the row was run: grafted onto its base run, or as a whole forward pass.
     """
 
     reading: Reading | None
     captures: Mapping[Capture, Float[Tensor, "position ..."]]
     execution: Execution
+    gradients: Mapping[Capture, Float[Tensor, "position ..."]] = field(default_factory=dict)
 
     def values(self) -> Float[Tensor, "..."]:
         """The reading of a readout that yields numbers."""

@@ -5,7 +5,8 @@
 2. Growing it on that run pays when the rows that share it save more than the run costs.
 3. Rows share a batch when they go equally deep and have about equally many positions to compute.
 
-Costs are in token-layers: one position through one block.
+Costs are in token-layers: one position through one block, and thrice that with the way back.
+Rows with gradients run whole.
 """
 
 from collections import defaultdict
@@ -22,6 +23,9 @@ from services.engine.scheduler import Task
 from services.engine.ticket import JobTicket
 from services.models.load import LoadedModel
 
+_BACKWARD = 2
+"""What a backward pass costs, in forward passes."""
+
 
 def plan(model: LoadedModel, rows: Sequence[Row], ticket: JobTicket) -> list[Task]:
     """One task per row, in the order of the rows; their `order` says in which they are best run."""
@@ -31,12 +35,13 @@ def plan(model: LoadedModel, rows: Sequence[Row], ticket: JobTicket) -> list[Tas
     rank = {lane.trunk: rank for rank, lane in reversed(list(enumerate(lanes)))}
     tasks = []
     for index, lane in enumerate(lanes):
-        depth = depth_of(lane.row, layers)
+        row = lane.row
+        depth = depth_of(row, layers)
         tasks.append(
             Task(
                 model=model,
                 lane=lane,
-                kind=(model, depth, bucket(lane.reach), bucket(len(lane.row.tokens))),
+                kind=(model, row.gradients is None, depth, bucket(lane.reach), bucket(len(row.tokens))),
                 order=(rank[lane.trunk], lane.join, index),
                 tokens=lane.reach,
                 cost=max(1, _cost(lane, depth)),
@@ -54,7 +59,10 @@ def bucket(length: int) -> int:
 
 
 def grafted(lane: Lane, layers: int) -> Lane:
-    """The lane as it grows on its unpatched run; as it is where nothing would be saved, or the embedding is touched."""
+    """The lane as it grows on its unpatched run; as it is where nothing would be saved, the embedding is touched, or
+    gradients are wanted."""
+    if lane.row.gradients is not None:
+        return lane
     touches = list(_touches(lane.row))
     positions = [first for _, first in touches]
     if lane.row.readout is not None and not isinstance(lane.row.readout, Loss):
@@ -100,4 +108,5 @@ def _placed(lanes: Sequence[Lane], layers: int) -> list[Lane]:
 
 
 def _cost(lane: Lane, depth: int) -> int:
-    return lane.reach * max(0, depth - lane.join)
+    passes = 1 if lane.row.gradients is None else 1 + _BACKWARD
+    return passes * lane.reach * max(0, depth - lane.join)

@@ -23,22 +23,31 @@ def read_logits(
 
     `reference` holds the log probabilities that a Divergence is measured against.
     """
+    if isinstance(readout, TopK):
+        top = logits[-1].topk(min(readout.k, logits.shape[-1]))
+        return TopTokens(tokens=top.indices.cpu(), logits=reported(top.values))
+    return reported(numbers_of(readout, logits, reference))
+
+
+def numbers_of(
+    readout: TokenLogits | TokenLogProbs | Loss | Divergence,
+    logits: Float[Tensor, "position vocabulary"],
+    reference: Float[Tensor, " vocabulary"] | None = None,
+) -> Float[Tensor, "..."]:
+    """A reading of plain numbers where and as precise as the logits are; differentiable."""
     last = logits[-1]
     match readout:
         case TokenLogits():
-            return reported(last if readout.tokens is None else last[list(readout.tokens)])
+            return last if readout.tokens is None else last[list(readout.tokens)]
         case TokenLogProbs():
             log_probs = last.log_softmax(-1)
-            return reported(log_probs if readout.tokens is None else log_probs[list(readout.tokens)])
-        case TopK():
-            top = last.topk(min(readout.k, last.numel()))
-            return TopTokens(tokens=top.indices.cpu(), logits=reported(top.values))
+            return log_probs if readout.tokens is None else log_probs[list(readout.tokens)]
         case Loss():
             targets = torch.tensor(readout.targets, device=logits.device)
-            return reported(torch.nn.functional.cross_entropy(logits, targets))
+            return torch.nn.functional.cross_entropy(logits, targets)
         case Divergence():
             assert reference is not None
-            return reported((reference.exp() * (reference - last.log_softmax(-1))).sum())
+            return (reference.exp() * (reference - last.log_softmax(-1))).sum()
 
 
 def reported(values: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:

@@ -21,6 +21,7 @@ from typing import Literal
 from torch import Tensor
 
 from services.contracts.site import SiteName
+from services.engine.objective import Objective
 from services.engine.readout import Readout
 
 
@@ -65,14 +66,27 @@ class Capture:
     positions: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """Take the gradient of `objective` at `sites`, after the row's interventions there.
+
+    It has the axes of a capture: at one position of one site, what the objective gains per unit of each coordinate by
+    every path from there to the readout.
+    """
+
+    objective: Objective
+    sites: tuple[Capture, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One forward pass over `tokens`.
+    """One forward pass over `tokens`, and one backward when it asks for gradients.
 
-    A row without a readout stops after the last layer that a capture needs.
+    A row without a readout stops after the last layer that a capture needs. Gradients are of a function of the readout.
     """
 
     tokens: tuple[int, ...]
     interventions: tuple[Intervention, ...] = ()
     captures: tuple[Capture, ...] = ()
     readout: Readout | None = None
+    gradients: Gradients | None = None

@@ -62,13 +62,17 @@ class Scheduler:
         """Take all waiting rows of a job out of the line."""
         return [task for tasks in self._line.pop(ticket, {}).values() for task in tasks]
 
-    def next_batch(self, limit: int) -> list[Task]:
-        """The rows to run next, of one kind, at most `limit` tokens together unless a single row exceeds it."""
+    def next_batch(self, limit: int, *, gradients: int = 0) -> list[Task]:
+        """The rows to run next, of one kind, at most `limit` tokens together unless a single row exceeds it.
+
+        `gradients` is the limit for rows with gradients.
+        """
         if not self._line:
             return []
         leader, kinds = next(iter(self._line.items()))
         kind = min(kinds, key=lambda kind: kinds[kind][0].order)
         members = [ticket for ticket, kinds in self._line.items() if kind in kinds]
+        limit = limit if kinds[kind][0].lane.row.gradients is None else gradients
         batch: list[Task] = []
         for share in (limit / len(members), float(limit)):
             for ticket in members:

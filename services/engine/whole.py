@@ -48,7 +48,7 @@ class WholePasses:
     @torch.no_grad()
     def run(self, lanes: Sequence[Lane], runs: Runs) -> list[Outcome]:
         agenda = Agenda(self._model, lanes, runs)
-        logits = self._pass(lanes, agenda)
+        logits = self.logits(lanes, agenda)
         return [
             Outcome(
                 reading=None
@@ -72,7 +72,7 @@ class WholePasses:
         captures = (*captures_of(needs), *(stream if needs.stem else ()))
         lane = Lane(Row(key.tokens, captures=captures, readout=Loss(key.tokens)), key.owner)
         agenda = Agenda(self._model, [lane], {})
-        log_probs = self._pass([lane], agenda)[0].log_softmax(-1)
+        log_probs = self.logits([lane], agenda)[0].log_softmax(-1)
         taken = agenda.captures[0]
         return BaseRun(
             stem=Stem([taken[capture] for capture in stream], [], []) if needs.stem else None,
@@ -80,21 +80,21 @@ class WholePasses:
             log_probs={position: log_probs[position] for position in needs.positions},
         )
 
-    def _pass(self, lanes: Sequence[Lane], agenda: Agenda) -> Logits:
-        """Run `lanes`, whose starts are all 0; captures go to the agenda."""
+    def logits(self, lanes: Sequence[Lane], agenda: Agenda) -> Logits:
+        """Run `lanes`, whose starts are all 0; captures go to the agenda. Differentiable unless called without grad."""
         read = {
             index: positions_read(lane.row.readout) for index, lane in enumerate(lanes) if lane.row.readout is not None
         }
         kept = sorted({position for positions in read.values() for position in positions})
         try:
-            with hooked(self._hooks(agenda, stop=not kept)):
-                logits, kept = self._logits(padded([lane.row.tokens for lane in lanes], self._model.device), kept)
+            with hooked(self._hooks(agenda, stop=not kept), differentiable=torch.is_grad_enabled()):
+                logits, kept = self._forward(padded([lane.row.tokens for lane in lanes], self._model.device), kept)
         except _Stop:
             return {}
         place = {position: place for place, position in enumerate(kept)}
         return {index: logits[index, [place[position] for position in positions]] for index, positions in read.items()}
 
-    def _logits(
+    def _forward(
         self, tokens: Int[Tensor, "row position"], kept: list[int]
     ) -> tuple[Float[Tensor, "row kept vocabulary"], list[int]]:
         if not self._keeps_logits:

@@ -47,18 +47,26 @@ def hook_points(bridge: TransformerBridge) -> dict[tuple[SiteName, int | None], 
 
 
 @contextmanager
-def hooked(hooks: Iterable[tuple[HookPoint, Hook]]) -> Iterator[None]:
-    """Keep `hooks` in place for the block; hooks of one point run in their order."""
+def hooked(hooks: Iterable[tuple[HookPoint, Hook]], *, differentiable: bool = False) -> Iterator[None]:
+    """Keep `hooks` in place for the block; hooks of one point run in their order.
+
+    When `differentiable`, what hooks return takes the activation's place even where the numbers are the same: the
+    bridge's Granite blocks would drop it, unless the point claims a backward hook.
+    """
     placed = []
     try:
         for point, hook in hooks:
             point.add_hook(_as_the_bridge_calls(hook))
             placed.append((point, point.fwd_hooks[-1]))
+            if differentiable:
+                point.bwd_hooks.append(point.fwd_hooks[-1])
         yield
     finally:
         for point, handle in placed:
             handle.hook.remove()
             point.fwd_hooks.remove(handle)
+            if differentiable:
+                point.bwd_hooks.remove(handle)
 
 
 def _as_the_bridge_calls(function: Hook) -> Callable[..., Any]:
