@@ -118,14 +118,15 @@ def _run_job(console: Console, client: httpx.Client, spec: dict[str, Any]) -> di
     columns = (
         TextColumn("  {task.description}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total} rows"),
+        TextColumn("{task.fields[rows]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("queued", total=None)
+        bar = progress.add_task("queued", total=None, rows="")
         for job in _events(client, location):
-            planned = job["progress"]["planned"]
-            progress.update(bar, description=job["status"], completed=job["progress"]["done"], total=planned or None)
+            done, planned = job["progress"]["done"], job["progress"]["planned"]
+            rows = f"{done}/{planned} rows" if planned else ""
+            progress.update(bar, description=job["status"], completed=done, total=planned or None, rows=rows)
     finished = client.get(location).json()
     if finished["status"] != "succeeded":
         raise LaunchError(f"the job {finished['status']}: {finished['error']}")

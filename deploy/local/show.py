@@ -13,6 +13,7 @@ from rich.text import Text
 Json = Mapping[str, Any]
 
 CELL = 6
+ROUNDS_TO_ZERO = 0.005
 
 
 def show_patching(console: Console, result: Json) -> None:
@@ -118,7 +119,9 @@ def _fit(token: str) -> str:
 
 
 def _cell(value: float) -> str:
-    """Two decimals; a dash where there is no number."""
+    """Two decimals; a dash where there is no number, and no sign on what rounds to zero."""
+    if abs(value) < ROUNDS_TO_ZERO:
+        return "0.00 ".rjust(CELL)
     return f"{value:+.2f} ".rjust(CELL) if math.isfinite(value) else "  –   "
 
 
