@@ -1,6 +1,7 @@
 """Batches as branched passes: driven block by block, and only what a readout names unembedded."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -34,7 +35,7 @@ class BranchedPasses:
     @torch.no_grad()
     def run(self, lanes: Sequence[Lane], runs: Runs) -> list[Outcome]:
         order = sorted(range(len(lanes)), key=lambda index: (lanes[index].join, lanes[index].grafted))
-        ordered = [lanes[index] for index in order]
+        ordered = _aligned([lanes[index] for index in order])
         drive = self._driver.drive(ordered, runs, depth=max(depth_of(lane.row, self._layers) for lane in lanes))
         readings = self._readings(drive, runs)
         outcomes: dict[int, Outcome] = {}
@@ -94,3 +95,9 @@ class BranchedPasses:
         own = drive.stream[index, : lane.reach]
         stem = runs[lane.trunk].stem if lane.start else None
         return own if stem is None else torch.cat([stem.residuals[-1][: lane.start], own])
+
+
+def _aligned(lanes: Sequence[Lane]) -> list[Lane]:
+    """Every lane extended to the left as far as padding would reach: lanes of one length then start together."""
+    slots = max(lane.reach for lane in lanes)
+    return [replace(lane, start=max(0, len(lane.row.tokens) - slots)) for lane in lanes]

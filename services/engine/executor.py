@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from weakref import WeakKeyDictionary
 
 from services.engine.base_runs import BaseRun, BaseRunCache
 from services.engine.branched import BranchedPasses
@@ -26,18 +25,17 @@ class Ran:
 
 
 class Executor:
-    """Owns what is kept between batches: base runs, and the way each model is run."""
+    """Owns the base runs that are kept between batches."""
 
     def __init__(self, *, base_run_bytes: int) -> None:
         self.base_runs = BaseRunCache(base_run_bytes)
-        self._passes: WeakKeyDictionary[LoadedModel, Passes] = WeakKeyDictionary()
 
     def run(self, model: LoadedModel, lanes: Sequence[Lane], foreseen: Needs, *, batch_tokens: int) -> Ran:
         """Run `lanes`, in a batch of at most `batch_tokens` tokens or one lane; all of them with gradients, or none.
 
         `foreseen` is what later batches of the same jobs will need of the same runs: taken along while at it.
         """
-        passes = self._passes_of(model)
+        passes = _passes_of(model)
         if passes.execution == "whole":
             lanes = [replace(lane, start=0, join=0, grafted=False) for lane in lanes]
         needs = needs_of(lanes)
@@ -45,14 +43,8 @@ class Executor:
         run = passes.run if lanes[0].row.gradients is None else _gradient_passes_of(model).run
         outcomes: list[Outcome] = []
         for batch in _batches(lanes, batch_tokens):
-            outcomes += run(_aligned(batch), runs)
+            outcomes += run(batch, runs)
         return Ran(outcomes, base_tokens)
-
-    def _passes_of(self, model: LoadedModel) -> Passes:
-        """Branched where a trial shows that it holds, else whole."""
-        if model not in self._passes:
-            self._passes[model] = _tried(model)
-        return self._passes[model]
 
     def _base_runs(
         self, model: LoadedModel, passes: Passes, needed: Needs, foreseen: Needs, batch_tokens: int
@@ -65,11 +57,19 @@ class Executor:
             for key, needs in sorted(needed.items(), key=lambda item: len(item[0].tokens))
             if needs.beyond(runs[key])
         ]
-        for batch in _base_batches(missing, batch_tokens):
+        for batch in _base_batches(model, missing, batch_tokens):
             for (key, _), found in zip(batch, passes.record(batch), strict=True):
                 runs[key] = runs[key].joined(found)
                 self.base_runs.put(identity, key, runs[key])
         return runs, sum(len(key.tokens) for key, _ in missing)
+
+
+def _passes_of(model: LoadedModel) -> Passes:
+    """Branched where a trial shows that it holds, else whole; found out once and kept with the model."""
+    if "passes" not in model.attachments:
+        model.attachments["passes"] = _tried(model)
+    passes: Passes = model.attachments["passes"]
+    return passes
 
 
 def _gradient_passes_of(model: LoadedModel) -> GradientPasses:
@@ -96,19 +96,15 @@ def _batches(lanes: Sequence[Lane], batch_tokens: int) -> Iterator[Sequence[Lane
         yield lanes[first : first + size]
 
 
-def _aligned(lanes: Sequence[Lane]) -> list[Lane]:
-    """Every lane extended to the left as far as padding would reach: lanes of one length then start together."""
-    slots = max(lane.reach for lane in lanes)
-    return [replace(lane, start=max(0, len(lane.row.tokens) - slots)) for lane in lanes]
-
-
 def _base_batches(
-    missing: Sequence[tuple[RunKey, RunNeeds]], batch_tokens: int
+    model: LoadedModel, missing: Sequence[tuple[RunKey, RunNeeds]], batch_tokens: int
 ) -> Iterator[Sequence[tuple[RunKey, RunNeeds]]]:
-    """Runs ordered by length, cut where padding them together exceeds the budget."""
+    """Runs ordered by length, cut where padding them together exceeds the budget or passes the short context."""
     batch: list[tuple[RunKey, RunNeeds]] = []
     for key, needs in missing:
-        if batch and (len(batch) + 1) * len(key.tokens) > batch_tokens:
+        length = len(key.tokens)
+        mixed = batch and model.is_long(len(batch[0][0].tokens)) != model.is_long(length)
+        if batch and (mixed or (len(batch) + 1) * length > batch_tokens):
             yield batch
             batch = []
         batch.append((key, needs))

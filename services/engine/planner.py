@@ -35,13 +35,13 @@ def plan(model: LoadedModel, rows: Sequence[Row], ticket: JobTicket) -> list[Tas
     rank = {lane.trunk: rank for rank, lane in reversed(list(enumerate(lanes)))}
     tasks = []
     for index, lane in enumerate(lanes):
-        row = lane.row
+        row, length = lane.row, len(lane.row.tokens)
         depth = depth_of(row, layers)
         tasks.append(
             Task(
                 model=model,
                 lane=lane,
-                kind=(model, row.gradients is None, depth, bucket(lane.reach), bucket(len(row.tokens))),
+                kind=(model, row.gradients is None, depth, bucket(lane.reach), bucket(length), model.is_long(length)),
                 order=(rank[lane.trunk], lane.join, index),
                 tokens=lane.reach,
                 cost=max(1, _cost(lane, depth)),
