@@ -38,7 +38,10 @@ class Laboratory:
         self._dtype: torch.dtype = getattr(torch, settings.dtype)
         torch.set_num_threads(settings.threads)
         limits = EngineLimits(
-            batch_tokens=settings.batch_tokens, base_run_bytes=settings.base_run_bytes, threads=settings.threads
+            batch_tokens=settings.batch_tokens,
+            gradient_batch_tokens=settings.gradient_batch_tokens,
+            base_run_bytes=settings.base_run_bytes,
+            threads=settings.threads,
         )
         self._engine = Engine(limits, on_batch=on_batch)
         self._models = ModelCache(self._load_model, self._size_of, limit_bytes=settings.model_cache_bytes)
