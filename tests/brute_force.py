@@ -37,6 +37,7 @@ _LAYOUTS = {
     "llama": _MODERN,
     "mistral": _MODERN,
     "qwen2": _MODERN,
+    "qwen3": _MODERN,
     "gemma2": _Layout(
         "model.layers", "self_attn", "o_proj", "post_attention_layernorm", "post_feedforward_layernorm", "model.norm"
     ),

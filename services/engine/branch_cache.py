@@ -1,4 +1,5 @@
-"""Stands where blocks expect a key-value cache: before a lane's start it serves its unpatched run's keys and values.
+"""Stands where blocks expect a key-value cache: before a lane's start it serves its unpatched run's keys and values, or
+those that a continuation has kept.
 
 Key indices are absolute positions, so that attention patterns mean the same in a branch as in a whole run.
 """
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from services.engine.base_runs import Stem
+from services.engine.past import Past
 
 _Heads = Float[Tensor, "row kv_head key d_head"]
 
@@ -22,7 +24,9 @@ class BranchCache:
     computed themselves is kept in `fresh_keys` and `fresh_values` when `recording`.
     """
 
-    def __init__(self, stems: Sequence[Stem | None], starts: Sequence[int], keys: int, *, recording: bool) -> None:
+    def __init__(
+        self, stems: Sequence[Stem | Past | None], starts: Sequence[int], keys: int, *, recording: bool
+    ) -> None:
         self._stems = stems
         self._starts = starts
         self.keys = keys

@@ -3,7 +3,7 @@ position, so only the rest of it is computed.
 
 1. Lanes come ordered by the block before which they join; the blocks are driven by hand, one after another.
 2. Before each block the joining lanes enter the batch with their unpatched run's residual stream, from their start on.
-3. Attention finds the unpatched run's keys and values before a lane's start.
+3. Attention finds the unpatched run's keys and values before a lane's start; a continuation's own, before its step.
 4. Hooks do the batch's work at the inner sites, the driver itself does it on the residual stream.
 5. After the last block only what a readout names is unembedded.
 """
@@ -28,7 +28,7 @@ from services.models.hooks import Hook, hook_points, hooked
 from services.models.load import LoadedModel
 
 _FRAME_STEP = 32
-_DRIVEN = (*RESIDUALS, SiteName.EMBED, SiteName.RESID_MID)
+_DRIVEN = (*RESIDUALS, SiteName.RESID_MID)
 """Sites whose work is done by the driver, not by a hook of their own."""
 
 
@@ -66,6 +66,14 @@ class Drive:
             values=[values[lane, :, :length].clone() for values in self.cache.fresh_values],
         )
 
+    def keep_pasts(self) -> None:
+        """Hand every continuation the keys and values of the positions it just ran."""
+        for index, lane in enumerate(self.lanes):
+            if lane.past is not None:
+                keys = [layer[index, :, : lane.reach] for layer in self.cache.fresh_keys]
+                values = [layer[index, :, : lane.reach] for layer in self.cache.fresh_values]
+                lane.past.keep(lane.start, keys, values)
+
 
 class Driver:
     """Drives the blocks of one model.
@@ -79,7 +87,7 @@ class Driver:
         self._blocks = list(model.bridge.blocks)
         self._points = hook_points(model.bridge)
         self._openings = Openings(model)
-        self._frame: Opening | None = None
+        self._frames: dict[bool, Opening] = {}
 
     @torch.no_grad()
     def drive(self, lanes: Sequence[Lane], runs: Runs, *, depth: int, recording: bool = False) -> Drive:
@@ -88,12 +96,16 @@ class Driver:
         positions = self._positions(lanes, slots)
         keys = int(positions.max()) + 1
         stems = [runs[lane.trunk].stem if lane.grafted else None for lane in lanes]
-        cache = BranchCache(stems, [lane.start for lane in lanes], keys, recording=recording)
+        keeping = any(lane.past is not None for lane in lanes) and self._openings.places_tokens
+        known = [lane.past if lane.past and lane.start else stem for lane, stem in zip(lanes, stems, strict=True)]
+        cache = BranchCache(known, [lane.start for lane in lanes], keys, recording=recording or keeping)
         drive = Drive(lanes, Agenda(self._model, lanes, runs), slots, cache, recording)
         calls = self._calls(keys)
         with hooked(self._hooks(drive)):
-            self._enter_ungrafted(drive)
+            self._enter_ungrafted(drive, positions)
             self._through_the_blocks(drive, calls, stems, positions, depth)
+        if keeping:
+            drive.keep_pasts()
         return drive
 
     def _through_the_blocks(
@@ -122,10 +134,13 @@ class Driver:
                 output = self._blocks[layer](drive.stream, **arguments)
                 drive.residual = output[0] if isinstance(output, tuple) else output
 
-    def _enter_ungrafted(self, drive: Drive) -> None:
-        tokens = [lane.row.tokens for lane in drive.lanes if not lane.grafted]
-        if tokens:
-            drive.residual = self._openings.open(padded(tokens, self._model.device, drive.slots)).residual
+    def _enter_ungrafted(self, drive: Drive, positions: Int[Tensor, "#lane slot"]) -> None:
+        entering = [lane for lane in drive.lanes if not lane.grafted]
+        if entering:
+            tokens = padded([lane.row.tokens[lane.start :] for lane in entering], self._model.device, drive.slots)
+            later = any(lane.start for lane in entering)
+            placed = positions.expand(len(drive.lanes), -1)[: len(entering)] if later else None
+            drive.residual = self._openings.open(tokens, placed).residual
 
     def _enter(self, drive: Drive, stems: Sequence[Stem | None], layer: int) -> None:
         """The grafted lanes that join before `layer` follow those already there."""
@@ -143,9 +158,7 @@ class Driver:
         perform = drive.agenda.perform
         places = drive.agenda.places()
         hooks: list[tuple[HookPoint, Hook]] = [
-            (self._points[place], partial(perform, place))
-            for place in places
-            if place[0] not in _DRIVEN or place[0] is SiteName.EMBED
+            (self._points[place], partial(perform, place)) for place in places if place[0] not in _DRIVEN
         ]
         for site, layer in places:
             if site is SiteName.RESID_MID and layer is not None:
@@ -160,11 +173,15 @@ class Driver:
         return starts[:, None] + torch.arange(slots, device=self._model.device)
 
     def _calls(self, keys: int) -> Sequence[BlockCall]:
-        """What the blocks are called with, for at least `keys` positions; the last answer is kept."""
-        if self._frame is None or self._frame.residual.shape[1] < keys:
-            length = min(-(-keys // _FRAME_STEP) * _FRAME_STEP, max(keys, self._model.facts.context))
-            self._frame = self._openings.open(torch.zeros((1, length), dtype=torch.long, device=self._model.device))
-        return self._frame.calls
+        """What the blocks are called with, for at least `keys` positions; the last answers are kept."""
+        is_long = self._model.is_long(keys)
+        frame = self._frames.get(is_long)
+        if frame is None or frame.residual.shape[1] < keys:
+            most = self._model.facts.context if is_long else self._model.short_context or self._model.facts.context
+            length = min(-(-keys // _FRAME_STEP) * _FRAME_STEP, max(keys, most))
+            frame = self._openings.open(torch.zeros((1, length), dtype=torch.long, device=self._model.device))
+            self._frames[is_long] = frame
+        return frame.calls
 
 
 def _resid_mid_hook(drive: Drive, layer: int) -> Hook:

@@ -1,4 +1,4 @@
-"""The engine's door: hand it rows, get futures.
+"""The engine's door: hand it rows or continuations, get futures.
 
 One thread per device owns the models and everything that touches them or autograd. Methods run in threads of their own
 and never see a hook, a batch or a pad token.
@@ -17,9 +17,13 @@ import torch
 
 from services.contracts.errors import ErrorCode, JobFailed
 from services.engine.check import check_row
+from services.engine.decoder import Decoding
+from services.engine.decoding import Continuation, Generated, OnToken
+from services.engine.decoding_check import check_continuation
 from services.engine.executor import Executor, Ran
 from services.engine.needs import Needs
 from services.engine.outcome import Execution, Outcome
+from services.engine.past import PastBudget
 from services.engine.planner import plan
 from services.engine.readout import TokenLogits
 from services.engine.row import Row
@@ -34,16 +38,22 @@ class EngineLimits:
     """Bounds of one batch and of what is kept between batches.
 
     `batch_tokens` counts padding; `gradient_batch_tokens` does for rows with gradients, whose every activation is kept
-    until the backward pass. `threads` is torch's intra-op thread count.
+    until the backward pass. `past_bytes` are for the keys and values of continuations under way: one that finds no room
+    waits for others of its job, or runs all its positions at every step. `threads` is torch's intra-op thread count.
     """
 
     batch_tokens: int = 512
     gradient_batch_tokens: int = 256
     base_run_bytes: int = 512 * 2**20
+    past_bytes: int = 512 * 2**20
     threads: int = 2
 
 
 def _ignore(_jobs: frozenset[str]) -> None:
+    pass
+
+
+def _unheard(_index: int, _token: int, _log_prob: float) -> None:
     pass
 
 
@@ -63,6 +73,7 @@ class Engine:
         self._gradient_batch_tokens = self._limits.gradient_batch_tokens
         self._scheduler = Scheduler()
         self._executor = Executor(base_run_bytes=self._limits.base_run_bytes)
+        self._pasts = PastBudget(self._limits.past_bytes)
         self._wake = threading.Condition()
         self._closed = False
         self._running: frozenset[str] = frozenset()
@@ -92,16 +103,41 @@ class Engine:
             check_row(model.facts, row)
         tasks = plan(model, rows, job)
         job.plan(len(tasks))
-        with self._wake:
-            if self._closed:
-                raise EngineClosed
-            self._scheduler.add(tasks)
-            self._wake.notify()
+        self._queue(tasks)
         return [task.future for task in tasks]
+
+    def submit_continuations(
+        self,
+        model: LoadedModel,
+        continuations: Sequence[Continuation],
+        *,
+        job: JobTicket,
+        on_token: OnToken = _unheard,
+    ) -> list[Future[Generated]]:
+        """Queue `continuations`, each of which takes its turn once per new token; one future each, failing as a row's.
+
+        For progress and cost every new token is a row.
+
+        Raises:
+            InvalidRow: a continuation that this model cannot run; none of them is queued.
+        """
+        for continuation in continuations:
+            check_continuation(model.facts, continuation)
+        decodings = [
+            Decoding(model, continuation, job, index, budget=self._pasts, queue=self._queue, on_token=on_token)
+            for index, continuation in enumerate(continuations)
+        ]
+        job.plan(sum(decoding.steps for decoding in decodings))
+        self._queue([decoding.next_step() for decoding in decodings])
+        return [decoding.future for decoding in decodings]
 
     def run(self, model: LoadedModel, rows: Sequence[Row], *, job: JobTicket) -> list[Outcome]:
         """Submit `rows` and wait for all of them; the first failure is raised."""
         return [future.result() for future in self.submit(model, rows, job=job)]
+
+    def generate(self, model: LoadedModel, continuations: Sequence[Continuation], *, job: JobTicket) -> list[Generated]:
+        """Submit `continuations` and wait for all of them; the first failure is raised."""
+        return [future.result() for future in self.submit_continuations(model, continuations, job=job)]
 
     def warm_up(self, model: LoadedModel) -> Execution:
         """Try the model out now, as its first row otherwise would; says how its rows are going to run."""
@@ -129,6 +165,13 @@ class Engine:
             self._closed = True
             self._wake.notify()
         self._thread.join()
+
+    def _queue(self, tasks: Sequence[Task]) -> None:
+        with self._wake:
+            if self._closed:
+                raise EngineClosed
+            self._scheduler.add(tasks)
+            self._wake.notify()
 
     def _loop(self) -> None:
         torch.set_num_threads(self._limits.threads)

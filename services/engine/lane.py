@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from services.contracts.site import SiteName
+from services.engine.past import Past
 from services.engine.row import Row, Site
 
 Place = tuple[SiteName, int | None]
@@ -27,7 +28,7 @@ class Lane:
 
     Its first slot stands for absolute position `start`, and it enters the batch before block `join`. A `grafted` lane
     takes what lies before from its own tokens' unpatched run, which its interventions there do not change; one that is
-    not starts from its tokens, at 0 and 0.
+    not starts from its tokens, at 0 and 0. A step of a continuation starts from its tokens too, where its `past` ends.
     """
 
     row: Row
@@ -35,6 +36,7 @@ class Lane:
     start: int = 0
     join: int = 0
     grafted: bool = False
+    past: Past | None = None
 
     @property
     def trunk(self) -> RunKey:

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -67,16 +67,29 @@ class Openings:
         self._outputs = self._sample_outputs()
 
     @torch.no_grad()
-    def open(self, tokens: Int[Tensor, "row position"]) -> Opening:
-        """Embed `tokens` and collect what every block is called with."""
+    def open(self, tokens: Int[Tensor, "row slot"], positions: Int[Tensor, "row slot"] | None = None) -> Opening:
+        """Embed `tokens` and collect what every block is called with.
+
+        With `positions` other than 0, 1, … the residual stream is right, and the calls mean nothing.
+        """
+        placed = {} if positions is None else {"position_ids": positions}
         cache = DynamicCache()
         called: list[dict[str, Any]] = []
         try:
             with self._stood_in_for(called):
-                self._module(tokens, past_key_values=cache, use_cache=True)
+                self._module(tokens, past_key_values=cache, use_cache=True, **placed)
         except _Opened:
             return Opening(called[0][_STREAM], [_block_call(arguments, cache) for arguments in called])
         raise UnknownFamily("the model does not call its blocks one after another")
+
+    @cached_property
+    def places_tokens(self) -> bool:
+        """Whether a token can be embedded at any position without those before it."""
+        if "position_ids" not in inspect.signature(self._module.forward).parameters:
+            return False
+        tokens = torch.arange(4, device=self._device)
+        alone = self.open(tokens[:, None], tokens[:, None]).residual[:, 0]
+        return torch.allclose(alone, self.open(tokens[None]).residual[0], rtol=1e-4, atol=1e-4)
 
     @contextmanager
     def _stood_in_for(self, called: list[dict[str, Any]]) -> Iterator[None]:

@@ -227,7 +227,7 @@ def test_a_model_that_cannot_be_driven_block_by_block_runs_whole_and_says_so(loa
     model = load_tiny("mistral", torch.float32)
     with Engine(EngineLimits(threads=1)) as engine:
         branched = engine.run(model, sweep(), job=JobTicket("job", "a"))
-    strange = _handing_blocks_something_strange(model)
+    strange = handing_blocks_something_strange(model)
     with strange, Engine(EngineLimits(threads=1, batch_tokens=32)) as engine:
         whole = engine.run(model, sweep(), job=JobTicket("job", "a"))
     assert {outcome.execution for outcome in branched} == {"branched"}
@@ -236,15 +236,18 @@ def test_a_model_that_cannot_be_driven_block_by_block_runs_whole_and_says_so(loa
 
 
 @contextmanager
-def _handing_blocks_something_strange(model: LoadedModel) -> Iterator[None]:
-    """As a family would whose blocks get a tensor that lensd knows nothing of."""
+def handing_blocks_something_strange(model: LoadedModel) -> Iterator[None]:
+    """As a family would whose blocks get a tensor that lensd knows nothing of; the model counts as not tried yet."""
 
     def add(_module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
         return given, {**named, "per_layer_input": torch.zeros(1)}
 
-    original = model.bridge.blocks[1]
-    handle = original.register_forward_pre_hook(add, with_kwargs=True)
+    tried = dict(model.attachments)
+    model.attachments.clear()
+    handle = model.bridge.blocks[1].register_forward_pre_hook(add, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
+        model.attachments.clear()
+        model.attachments.update(tried)
