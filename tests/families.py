@@ -37,6 +37,7 @@ D_MODEL = 32
 CONTEXT = 128
 VOCABULARY = 320
 WINDOW = 5
+SHORT_CONTEXT = 8
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 
 BOS_FAMILIES = ("gemma2", "gemma3_text", "llama", "mistral")
@@ -94,6 +95,17 @@ _CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     ),
     "phi": lambda: phi.PhiConfig(**_MODERN, partial_rotary_factor=0.5),
     "phi3": lambda: phi3.Phi3Config(**_GROUPED),
+    "phi3_longrope": lambda: phi3.Phi3Config(
+        **_GROUPED,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10_000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [3.0] * 4,
+            "original_max_position_embeddings": SHORT_CONTEXT,
+        },
+        original_max_position_embeddings=SHORT_CONTEXT,
+    ),
     "olmo": lambda: olmo.OlmoConfig(**_GROUPED, clip_qkv=3.0),
     "olmo2": lambda: olmo2.Olmo2Config(**_GROUPED),
     "opt": lambda: opt.OPTConfig(

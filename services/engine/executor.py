@@ -50,7 +50,7 @@ class Executor:
         self, model: LoadedModel, passes: Passes, needed: Needs, foreseen: Needs, batch_tokens: int
     ) -> tuple[Mapping[RunKey, BaseRun], int]:
         """Every run in `needed`, computed as far as it is not in the cache."""
-        identity = f"{model.facts.weights_sha256} {model.dtype} {model.device}"
+        identity = f"{model.facts.id} {model.facts.weights_sha256} {model.dtype} {model.device}"
         runs = {key: self.base_runs.get(identity, key) for key in needed}
         missing = [
             (key, needs.joined(foreseen.get(key, needs)).beyond(runs[key]))

@@ -84,6 +84,11 @@ class Plain:
         return found[0]
 
     def activation(self, tokens: Sequence[int], site: SiteName, layer: int | None) -> Float[Tensor, "position ..."]:
+        """The activation of an unpatched run; computed once."""
+        return self._activation(tuple(tokens), site, layer)
+
+    @cache  # noqa: B019 - lives as long as one test
+    def _activation(self, tokens: tuple[int, ...], site: SiteName, layer: int | None) -> Float[Tensor, "position ..."]:
         taken: list[Tensor] = []
 
         def take(activation: Tensor) -> Tensor:
