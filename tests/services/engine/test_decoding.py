@@ -12,16 +12,16 @@ from services.contracts.site import SiteName
 from services.engine.check import InvalidRow
 from services.engine.decoding import Continuation, Generated, Greedy, Onward, Sampled
 from services.engine.engine import Engine, EngineLimits
-from services.engine.readout import TokenLogits
+from services.engine.readout import TokenLogits, TokenLogProbs
 from services.engine.row import FromRun, Intervention, Row, Site
 from services.engine.ticket import JobCancelled, JobTicket
 from services.models.load import LoadedModel
 from tests.brute_force import Change, Place, Reference
-from tests.families import CONTEXT, D_MODEL, WINDOW, build_family
+from tests.families import CONTEXT, D_MODEL, FAMILIES, WINDOW, build_family
 from tests.services.engine.conftest import LoadTiny
 from tests.services.engine.test_engine import Gate, handing_blocks_something_strange, watching
 
-FAMILIES = ("gpt2", "llama", "mistral", "gemma2", "gpt_neox", "qwen3")
+BY_HAND = ("gpt2", "llama", "mistral", "gemma2", "gpt_neox", "qwen3")
 PROMPT = (17, 41, 5, 230, 99, 8, 77)
 SOURCE = (18, 40, 5, 61, 98, 9, 78)
 NEW = 10
@@ -55,7 +55,7 @@ def assert_same(found: Sequence[Generated], expected: Sequence[Generated]) -> No
         assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BY_HAND)
 def test_greedy_text_is_that_of_a_plain_loop_with_the_same_changes(
     load_tiny: LoadTiny, engine: Engine, tmp_path: Path, family: str
 ) -> None:
@@ -98,6 +98,30 @@ def test_greedy_text_is_that_of_a_plain_loop_with_the_same_changes(
         assert found.log_probs == pytest.approx(log_probs, abs=1e-4)
         assert (found.stopped, found.execution) == ("max_new_tokens", "branched")
     assert plain.log_probs != changed.log_probs
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_step_of_every_family_reads_what_a_row_with_the_same_changes_reads(
+    load_tiny: LoadTiny, engine: Engine, family: str
+) -> None:
+    model = load_tiny(family, torch.float32)
+    sites = [
+        Site(facts.name, None if facts.name is SiteName.EMBED else 1) for facts in model.facts.sites if facts.writable
+    ]
+    changes = [(Intervention(site, None, "scale", 1.5),) for site in sites]
+    seen: list[int] = []
+    with watching(model, lambda tokens: seen.append(tokens.shape[1])):
+        texts = engine.generate(
+            model, [Continuation(PROMPT[:6], 5, change) for change in changes], job=JobTicket("a", "a")
+        )
+    assert seen[-1] == 1
+    rows = [
+        Row((*PROMPT[:6], *text.tokens[:step]), change, readout=TokenLogProbs(5 + step, (token,)))
+        for text, change in zip(texts, changes, strict=True)
+        for step, token in enumerate(text.tokens)
+    ]
+    expected = [float(outcome.values()) for outcome in engine.run(model, rows, job=JobTicket("b", "a"))]
+    assert [log_prob for text in texts for log_prob in text.log_probs] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
