@@ -8,7 +8,6 @@ So a step is a row like any other to whoever schedules and runs it. Models that 
 that found no room for their keys and values, run all positions at every step.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
@@ -65,7 +64,7 @@ class Decoding:
         return self._reach - len(self._tokens) + 1
 
     def next_step(self) -> Task:
-        """The next step."""
+        """A row over the tokens so far, from where the past ends."""
         model, end = self._model, len(self._tokens)
         if model.is_long(end) != model.is_long(self._past.length):
             self._past.forget()
@@ -108,11 +107,11 @@ class Decoding:
     def _advanced(self, outcome: Outcome) -> Generated | None:
         """Choose the next token; the whole result once there is no other step to run."""
         log_probs = outcome.values()
-        token = choose(log_probs, self._continuation.sampling, len(self._log_probs))
-        log_prob = float(log_probs[token])
-        if not math.isfinite(log_prob):
+        if bool(log_probs.isnan().any()):
             message = f"the model's logits are not numbers after {len(self._log_probs)} new tokens: intervene less"
             raise JobFailed(ErrorCode.METHOD_FAILED, message)
+        token = choose(log_probs, self._continuation.sampling, len(self._log_probs))
+        log_prob = float(log_probs[token])
         self._tokens = (*self._tokens, token)
         self._log_probs.append(log_prob)
         self._on_token(self._index, token, log_prob)

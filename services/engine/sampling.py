@@ -13,7 +13,8 @@ def choose(log_probs: Float[Tensor, " vocabulary"], sampling: Greedy | Sampled, 
     """The token number `step` of a text, given the distribution at temperature 1."""
     if isinstance(sampling, Greedy):
         return int(log_probs.argmax())
-    kept = _nucleus(_top(log_probs.double() / sampling.temperature, sampling.top_k), sampling.top_p)
+    scores = (log_probs.double() - log_probs.max()) / sampling.temperature
+    kept = _nucleus(_top(scores, sampling.top_k), sampling.top_p)
     cumulative = kept.cumsum(0)
     drawn = _uniform(sampling.seed, step) * cumulative[-1:]
     return int(torch.searchsorted(cumulative, drawn, right=True).clamp_max(_last(kept)))
