@@ -132,7 +132,7 @@ def _run_job(console: Console, client: httpx.Client, spec: dict[str, Any]) -> di
         raise LaunchError(f"the job {finished['status']}: {finished['error']}")
     usage = finished["result"]["usage"]
     console.print(
-        f"  {finished['id']}: {usage['seconds']:.2f} s, {usage['engine_tokens']} tokens through the model, "
+        f"  {finished['id']}: {usage['seconds']:.2f} s, {usage['token_layers']} token-layers of work, "
         f"{finished['result']['provenance']['execution']} execution\n"
     )
     result: dict[str, Any] = finished["result"]

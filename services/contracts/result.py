@@ -46,7 +46,9 @@ class Provenance(Contract):
 class Usage(Contract):
     """What the job cost."""
 
-    engine_tokens: Annotated[int, Field(description="Tokens pushed through the model, padding included.")]
+    token_layers: Annotated[
+        int, Field(description="Engine work: positions through blocks of the model, in the unit of the estimate.")
+    ]
     engine_seconds: Annotated[float, Field(description="Seconds of the engine's thread spent on this job's batches.")]
     seconds: Annotated[float, Field(description="Wall seconds from claim to result, model loading included.")]
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Self
 
 import torch
 
@@ -82,7 +81,7 @@ class Engine:
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Engine":
         return self
 
     def __exit__(
@@ -269,8 +268,8 @@ def _charge(batch: Sequence[Task], base_tokens: int, seconds: float) -> None:
         jobs[task.ticket].append(task)
     for ticket, tasks in jobs.items():
         cost = sum(task.cost for task in tasks)
-        tokens = cost / tasks[0].model.facts.layers + base_tokens * cost / total
-        ticket.charge(rows=len(tasks), tokens=tokens, seconds=seconds * cost / total)
+        base = base_tokens * tasks[0].model.facts.layers * cost / total
+        ticket.charge(rows=len(tasks), token_layers=cost + base, seconds=seconds * cost / total)
 
 
 def _together(several: Iterable[Needs]) -> Needs:

@@ -37,13 +37,13 @@ class JobTicket:
         self._lock = threading.Lock()
         self._done = 0
         self._planned = 0
-        self._tokens = 0.0
+        self._token_layers = 0.0
         self._seconds = 0.0
 
     @property
-    def engine_tokens(self) -> int:
-        """Tokens pushed through the model for this job, padding included."""
-        return round(self._tokens)
+    def token_layers(self) -> int:
+        """Engine work done for this job: positions through blocks; a row with gradients counts three times."""
+        return round(self._token_layers)
 
     @property
     def engine_seconds(self) -> float:
@@ -57,11 +57,11 @@ class JobTicket:
             done, planned = self._done, self._planned
         self._on_progress(done, planned)
 
-    def charge(self, *, rows: int, tokens: float, seconds: float) -> None:
+    def charge(self, *, rows: int, token_layers: float, seconds: float) -> None:
         """Book finished rows and what they cost."""
         with self._lock:
             self._done += rows
-            self._tokens += tokens
+            self._token_layers += token_layers
             self._seconds += seconds
             done, planned = self._done, self._planned
         self._on_progress(done, planned)

@@ -79,7 +79,7 @@ class MethodContext:
 
     def usage(self) -> Usage:
         return Usage(
-            engine_tokens=self.ticket.engine_tokens,
+            token_layers=self.ticket.token_layers,
             engine_seconds=round(self.ticket.engine_seconds, 6),
             seconds=round(time.monotonic() - self.started, 6),
         )

@@ -39,7 +39,7 @@ ATTRIBUTION: dict[str, Any] = {
 FEATURES: dict[str, Any] = {"kind": "features", "model": MODEL, "sae": SAE, "prompts": [CLEAN], "top_k": 3}
 
 _TOKENS = PromptTokens(ids=(1, 2), strings=("a", " b"), bos_prepended=False)
-_USAGE = Usage(engine_tokens=4, engine_seconds=0.1, seconds=0.2)
+_USAGE = Usage(token_layers=4, engine_seconds=0.1, seconds=0.2)
 
 
 def _provenance(method: str, sae: SaeProvenance | None = None) -> Provenance:

@@ -16,7 +16,7 @@ from services.engine.row import FromRun, Intervention, Row, Site
 from services.engine.ticket import JobCancelled, JobTicket
 from services.models.load import LoadedModel
 from tests.brute_force import Change, Place, Reference
-from tests.families import CONTEXT, D_MODEL, FAMILIES, WINDOW, build_family
+from tests.families import CONTEXT, D_MODEL, FAMILIES, LAYERS, WINDOW, build_family
 from tests.services.engine.conftest import LoadTiny
 from tests.services.engine.test_engine import Gate, handing_blocks_something_strange, watching
 
@@ -293,6 +293,6 @@ def test_every_new_token_is_told_counts_as_progress_and_is_paid_for(model: Loade
     found = future.result(30)
     assert heard == [(0, *each) for each in zip(found.tokens, found.log_probs, strict=True)]
     assert told[0] == (0, 20)
-    assert ticket.engine_tokens == len(PROMPT) + len(found.tokens) - 1
+    assert ticket.token_layers == (len(PROMPT) + len(found.tokens) - 1) * LAYERS
     assert ticket.engine_seconds > 0
     assert (20, 20) in told

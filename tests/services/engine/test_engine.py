@@ -18,6 +18,7 @@ from services.engine.row import Capture, FromRun, Intervention, Row, Site
 from services.engine.ticket import JobCancelled, JobTicket
 from services.models.hooks import hook_points
 from services.models.load import LoadedModel
+from tests.families import LAYERS
 from tests.services.engine.conftest import LoadTiny
 
 TOKENS = (17, 41, 5, 230, 99, 8)
@@ -219,7 +220,7 @@ def test_a_job_is_told_its_progress_and_what_it_cost(model: LoadedModel) -> None
     assert told[0] == (0, 18)
     assert told[-1] == (18, 18)
     assert told == sorted(told)
-    assert 12 < ticket.engine_tokens < 18 * 6
+    assert 12 * LAYERS < ticket.token_layers < 18 * 6 * LAYERS
     assert ticket.engine_seconds > 0
 
 

@@ -18,6 +18,7 @@ from services.engine.row import Capture, Gradients, Intervention, Row, Site
 from services.engine.ticket import JobCancelled, JobTicket
 from services.models.hooks import hook_points
 from services.models.load import LoadedModel
+from tests.families import LAYERS
 from tests.services.engine.conftest import LoadTiny
 from tests.services.engine.test_engine import Gate, watching
 from tests.services.engine.test_gradients import DIFFERENCE, READ, SOURCE, TOKENS, every_site
@@ -123,7 +124,7 @@ def test_a_gradient_is_charged_as_three_forward_passes(load_tiny: LoadTiny, engi
     row = Row(TOKENS, readout=READ, gradients=Gradients(DIFFERENCE, (Capture(Site(SiteName.EMBED)),)))
     engine.run(model, [row], job=both)
     engine.run(model, [Row(TOKENS, captures=(Capture(Site(SiteName.EMBED)),), readout=READ)], job=forward)
-    assert both.engine_tokens == 3 * forward.engine_tokens == 3 * len(TOKENS)
+    assert both.token_layers == 3 * forward.token_layers == 3 * len(TOKENS) * LAYERS
 
 
 def test_gradients_leave_nothing_behind(load_tiny: LoadTiny, engine: Engine, job: JobTicket) -> None:

@@ -69,7 +69,7 @@ def patching_result(
             execution="branched",
             versions=Versions(lensd="0", torch="0", transformers="0", transformer_lens="0"),
         ),
-        usage=Usage(engine_tokens=1, engine_seconds=0.1, seconds=0.1),
+        usage=Usage(token_layers=1, engine_seconds=0.1, seconds=0.1),
     )
 
 
