@@ -41,6 +41,7 @@ class Laboratory:
             batch_tokens=settings.batch_tokens,
             gradient_batch_tokens=settings.gradient_batch_tokens,
             base_run_bytes=settings.base_run_bytes,
+            past_bytes=settings.past_bytes,
             threads=settings.threads,
         )
         self._engine = Engine(limits, on_batch=on_batch)

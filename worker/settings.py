@@ -36,6 +36,7 @@ class WorkerSettings(BaseSettings):
     sae_cache_bytes: Annotated[int, Field(gt=0)] = 2 * 2**30
     batch_tokens: Annotated[int, Field(ge=16, le=1_000_000, description="positions in one batch")] = 512
     gradient_batch_tokens: Annotated[int, Field(ge=16, le=1_000_000, description="in one with gradients")] = 256
+    past_bytes: Annotated[int, Field(ge=0, description="for keys and values of texts under way")] = 512 * 2**20
     base_run_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20
     drain_s: Annotated[float, Field(ge=0, le=3_600, description="how long a stopping worker lets its jobs run on")] = (
         5.0

@@ -2,7 +2,7 @@
 
 A token-layer is one position through one block, the unit in which the engine plans, shares and bills its work. The
 estimate follows the engine's own rule: a patched run is computed from the patched layer and the first changed position
-on, and its unpatched run once. What is the same whatever the job asks for (unembedding, tokens' texts) is left out.
+on (all of it where the embedding changes), and its unpatched run once. What is the same whatever the job asks for (unembedding, tokens' texts) is left out.
 """
 
 from dataclasses import dataclass
@@ -53,12 +53,19 @@ def _patching(spec: PatchingSpec, inputs: Inputs, model: ModelFacts) -> Cost:
 
 
 def _sweep(spec: PatchingSpec, pair: TokenizedPair, model: ModelFacts) -> int:
-    """The patched runs of one pair. Where the two prompts are still the same, a patch changes nothing."""
+    """The patched runs of one pair. Before the first token that differs a patch changes nothing: such a cell counts 1."""
     length = len(pair.clean.ids)
     first = min(pair.differing, default=length)
-    depth = sum(model.layers - layer for layer in _layers(spec, model))
-    reach = sum(length - max(position, first) for position in _positions(spec, pair, model))
-    return _heads(spec, model) * depth * reach
+    layers, heads, starts = _layers(spec, model), _heads(spec, model), _positions(spec, pair, model)
+    if heads_of(spec.method.site, model) and spec.method.positions is None:
+        starts = (first,)
+    reaches = [length - start for start in starts if first <= start < length]
+    free = len(layers) * heads * (len(starts) - len(reaches))
+    if spec.method.site == "embed":
+        return len(reaches) * length * model.layers + free
+    enters = 1 if spec.method.site == "resid_post" else 0
+    depth = sum(model.layers - layer - enters for layer in layers)
+    return heads * depth * sum(reaches) + free
 
 
 def _layers(spec: PatchingSpec, model: ModelFacts) -> tuple[int, ...]:

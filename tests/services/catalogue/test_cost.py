@@ -39,8 +39,8 @@ UNPATCHED = 2 * LENGTH * LAYERS
 
 
 def test_a_sweep_costs_its_two_runs_and_the_part_of_each_patched_run_that_changes(tiny: Catalogue) -> None:
-    starts = [max(position, DIFFERS) for position in range(LENGTH)]
-    expected = UNPATCHED + blocks([0, 1, 2], starts)
+    free = LAYERS * DIFFERS
+    expected = UNPATCHED + blocks([0, 1, 2], list(range(DIFFERS, LENGTH))) + free
     assert cost(body("resid_pre"), tiny) == Cost(expected, 2 * LAYERS * LENGTH * 4)
     assert cost(body("resid_pre", pairs=3), tiny) == Cost(3 * expected, 4 * LAYERS * LENGTH * 4)
 
@@ -49,12 +49,17 @@ def test_heads_count_and_key_value_heads_count_as_they_are(tiny: Catalogue) -> N
     assert cost(body("z"), tiny).token_layers == UNPATCHED + HEADS * blocks([0, 1, 2], [DIFFERS])
     assert cost(body("v"), tiny).token_layers == UNPATCHED + KV_HEADS * blocks([0, 1, 2], [DIFFERS])
     chosen = body("z", heads=[1], layers=[2], positions=[0, "END"])
-    assert cost(chosen, tiny) == Cost(UNPATCHED + blocks([2], [DIFFERS, LENGTH - 1]), 2 * 2 * 4)
+    assert cost(chosen, tiny) == Cost(UNPATCHED + 1 + blocks([2], [LENGTH - 1]), 2 * 2 * 4)
 
 
-def test_the_embedding_goes_through_every_block(tiny: Catalogue) -> None:
-    starts = [max(position, DIFFERS) for position in range(LENGTH)]
-    assert cost(body("embed"), tiny) == Cost(UNPATCHED + blocks([0], starts), 2 * LENGTH * 4)
+def test_a_changed_embedding_goes_through_every_block_and_position(tiny: Catalogue) -> None:
+    whole = (LENGTH - DIFFERS) * LENGTH * LAYERS
+    assert cost(body("embed"), tiny) == Cost(UNPATCHED + whole + DIFFERS, 2 * LENGTH * 4)
+
+
+def test_the_residual_stream_after_a_layer_is_patched_in_the_next(tiny: Catalogue) -> None:
+    after = cost(body("resid_post", layers=[0, 1]), tiny).token_layers
+    assert after == cost(body("resid_pre", layers=[1, 2]), tiny).token_layers
 
 
 def test_own_effects_of_every_pair_make_the_result_larger(tiny: Catalogue) -> None:

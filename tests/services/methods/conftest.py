@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class Laboratory:
         self.engine = engine
         self.catalogue = catalogue
         self._models: dict[str, LoadedModel] = {}
+        self._owners = count()
 
     def model(self, model_id: str) -> LoadedModel:
         if model_id not in self._models:
@@ -60,11 +62,12 @@ class Laboratory:
         return model_folder(self.catalogue.home, model_id)
 
     def run(self, body: dict[str, Any], sae: SaeInUse | None = None) -> JobResult:
+        """Run one job of an owner of its own: nothing that an earlier one computed is known."""
         spec = SPEC.validate_json(json.dumps(body))
         context = MethodContext(
             model=self.model(spec.model),
             engine=self.engine,
-            ticket=JobTicket("job", "owner"),
+            ticket=JobTicket("job", owner=f"owner {next(self._owners)}"),
             inputs=resolve(spec, self.catalogue, Limits()).inputs,
             tokenizer=self.catalogue.tokenizer(spec.model),
             sae=sae,

@@ -1,0 +1,36 @@
+"""What the gateway estimates is what the engine bills."""
+
+import json
+from typing import Any
+
+import pytest
+
+from services.catalogue.resolve import Limits, resolve
+from tests.services.methods.conftest import SPEC, Laboratory
+from tests.services.methods.test_activation_patching import job
+
+EXAMPLE = {"prompt": "The Eiffel Tower is in", "answer": " is", "foil": " John"}
+ATTRIBUTION = {
+    "kind": "attribution",
+    "model": "tiny-llama",
+    "method": {"type": "direct_logit_attribution"},
+    "examples": [EXAMPLE, EXAMPLE | {"prompt": "When John and Mary went to the shops, John"}],
+}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        ATTRIBUTION,
+        job("llama", "resid_pre"),
+        job("llama", "mlp_out", method={"mode": "noising"}),
+        job("llama", "z"),
+        job("llama", "z", method={"positions": [-5, -1]}),
+        job("gpt_neox", "embed"),
+    ],
+    ids=["attribution", "resid_pre", "mlp_out", "z", "z by position", "embed"],
+)
+def test_a_job_is_billed_what_was_estimated(laboratory: Laboratory, body: dict[str, Any]) -> None:
+    estimate = resolve(SPEC.validate_json(json.dumps(body)), laboratory.catalogue, Limits()).cost.token_layers
+    billed = laboratory.run(body).usage.token_layers
+    assert billed / estimate == pytest.approx(1.0, abs=0.02)
