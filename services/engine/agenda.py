@@ -32,7 +32,7 @@ class Agenda:
     """The work of one batch of lanes, done while the batch runs; `captures` fills up meanwhile, lane by lane."""
 
     def __init__(self, model: LoadedModel, lanes: Sequence[Lane], runs: Runs) -> None:
-        self.captures: list[dict[Capture, Float[Tensor, "position ..."]]] = [{} for _ in lanes]
+        self.captures: list[dict[Capture, Float[Tensor, "_position ..."]]] = [{} for _ in lanes]
         self._model = model
         self._runs = runs
         plans: dict[Place, _Plan] = defaultdict(_Plan)
@@ -41,7 +41,7 @@ class Agenda:
         self._readers = {place: plan.readers for place, plan in plans.items()}
         self._work = {place: SiteWork(place[0], plan.writes, plan.reads) for place, plan in plans.items()}
 
-    def reported_captures(self, lane: int) -> dict[Capture, Float[Tensor, "position ..."]]:
+    def reported_captures(self, lane: int) -> dict[Capture, Float[Tensor, "_position ..."]]:
         """A lane's captures as an outcome carries them."""
         return {capture: reported(taken.detach()) for capture, taken in self.captures[lane].items()}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from services.engine.base_runs import Stem
 from services.engine.past import Past
 
+_Fresh = Float[Tensor, "row kv_head slot d_head"]
 _Heads = Float[Tensor, "row kv_head key d_head"]
 
 
@@ -31,10 +32,10 @@ class BranchCache:
         self._starts = starts
         self.keys = keys
         self._recording = recording
-        self.fresh_keys: list[_Heads] = []
-        self.fresh_values: list[_Heads] = []
+        self.fresh_keys: list[_Fresh] = []
+        self.fresh_values: list[_Fresh] = []
 
-    def update(self, key: _Heads, value: _Heads, layer_idx: int, *_: Any, **__: Any) -> tuple[_Heads, _Heads]:
+    def update(self, key: _Fresh, value: _Fresh, layer_idx: int, *_: Any, **__: Any) -> tuple[_Heads, _Heads]:
         """What attention sees, given what the lanes now in the batch computed; transformers' cache protocol."""
         if self._recording:
             self.fresh_keys.append(key)
@@ -46,7 +47,7 @@ class BranchCache:
             self._joined(value, [None if stem is None else stem.values[layer_idx] for stem in stems]),
         )
 
-    def _joined(self, fresh: _Heads, known: Sequence[Tensor | None]) -> _Heads:
+    def _joined(self, fresh: _Fresh, known: Sequence[Tensor | None]) -> _Heads:
         starts = self._starts[: len(known)]
         if max(starts) == 0:
             return fresh
@@ -54,7 +55,7 @@ class BranchCache:
             return torch.cat([_prefixes(known, starts[0]), fresh], dim=2)
         return self._scattered(fresh, known, starts)
 
-    def _scattered(self, fresh: _Heads, known: Sequence[Tensor | None], starts: Sequence[int]) -> _Heads:
+    def _scattered(self, fresh: _Fresh, known: Sequence[Tensor | None], starts: Sequence[int]) -> _Heads:
         lanes, heads, slots, width = fresh.shape
         joined = fresh.new_zeros((lanes, heads, self.keys, width))
         for lane, (prefix, start) in enumerate(zip(known, starts, strict=True)):

@@ -119,7 +119,7 @@ class Decoding:
         if stopped is None:
             return None
         if self.steps > 0:  # progress counts them as done
-            self._ticket.charge(rows=self.steps, token_layers=0, seconds=0)
+            self._ticket.charge(rows=self.steps, token_layers=0.0, seconds=0.0)
         new = self._tokens[len(self._continuation.tokens) :]
         return Generated(new, tuple(self._log_probs), stopped, outcome.execution)
 

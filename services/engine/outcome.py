@@ -23,9 +23,9 @@ class Outcome:
     """
 
     reading: Reading | None
-    captures: Mapping[Capture, Float[Tensor, "position ..."]]
+    captures: Mapping[Capture, Float[Tensor, "_position ..."]]
     execution: Execution
-    gradients: Mapping[Capture, Float[Tensor, "position ..."]] = field(default_factory=dict)
+    gradients: Mapping[Capture, Float[Tensor, "_position ..."]] = field(default_factory=dict)
 
     def values(self) -> Float[Tensor, "..."]:
         """The reading of a readout that yields numbers."""

@@ -1,7 +1,7 @@
 """What the two ways of running a batch have in common."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,6 +15,7 @@ from services.engine.readout import Divergence
 from services.engine.row import Capture, Row, Site
 
 
+@runtime_checkable
 class Passes(Protocol):
     """A way of running batches of one model. Both methods run on the engine's thread."""
 
@@ -32,7 +33,7 @@ def captures_of(needs: RunNeeds) -> tuple[Capture, ...]:
     return tuple(Capture(Site(*place)) for place in sorted(needs.places, key=str))
 
 
-def activations_of(captures: Mapping[Capture, Float[Tensor, "position ..."]]) -> dict[Place, Tensor]:
+def activations_of(captures: Mapping[Capture, Float[Tensor, "_position ..."]]) -> dict[Place, Tensor]:
     """Captures of all positions, by place."""
     return {(capture.site.name, capture.site.layer): taken for capture, taken in captures.items()}
 
