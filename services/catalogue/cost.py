@@ -2,7 +2,8 @@
 
 A token-layer is one position through one block, the unit in which the engine plans, shares and bills its work. The
 estimate follows the engine's own rule: a patched run is computed from the patched layer and the first changed position
-on (all of it where the embedding changes), and its unpatched run once. What is the same whatever the job asks for (unembedding, tokens' texts) is left out.
+on (all of it where the embedding changes), and its unpatched run once. What is the same whatever the job asks for
+(unembedding, tokens' texts) is left out.
 """
 
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def _patching(spec: PatchingSpec, inputs: Inputs, model: ModelFacts) -> Cost:
 
 
 def _sweep(spec: PatchingSpec, pair: TokenizedPair, model: ModelFacts) -> int:
-    """The patched runs of one pair. Before the first token that differs a patch changes nothing: such a cell counts 1."""
+    """The patched runs of one pair. Before the first token that differs a patch changes nothing: that cell counts 1."""
     length = len(pair.clean.ids)
     first = min(pair.differing, default=length)
     layers, heads, starts = _layers(spec, model), _heads(spec, model), _positions(spec, pair, model)
