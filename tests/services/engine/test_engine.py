@@ -1,14 +1,18 @@
 """The engine's thread: turns, cancelling, failures, memory, tenants."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from services.catalogue.catalogue import model_folder
 from services.contracts.errors import ErrorCode, JobFailed
 from services.contracts.site import SiteName
 from services.engine.engine import Engine, EngineClosed, EngineLimits
@@ -17,8 +21,9 @@ from services.engine.readout import TokenLogits
 from services.engine.row import Capture, FromRun, Intervention, Row, Site
 from services.engine.ticket import JobCancelled, JobTicket
 from services.models.hooks import hook_points
-from services.models.load import LoadedModel
+from services.models.load import LoadedModel, load_model
 from tests.families import LAYERS
+from tests.prepared import prepare_family
 from tests.services.engine.conftest import LoadTiny
 
 TOKENS = (17, 41, 5, 230, 99, 8)
@@ -172,6 +177,31 @@ def test_closing_gives_up_what_waits_and_nothing_new_is_taken(model: LoadedModel
     assert {type(failure) for failure in failures if failure is not None} == {EngineClosed}
     with pytest.raises(EngineClosed):
         engine.submit(model, sweep(), job=JobTicket("late", "a"))
+
+
+def test_a_future_that_its_owner_cancels_harms_nobody(model: LoadedModel) -> None:
+    gate = Gate()
+    with Engine(EngineLimits(threads=1, batch_tokens=16)) as engine, watching(model, gate):
+        futures = engine.submit(model, sweep(), job=JobTicket("job", "a"))
+        assert gate.reached.wait(10)
+        cancelled = [future for future in futures if future.cancel()]
+        gate.open.set()
+        assert len(engine.run(model, sweep(), job=JobTicket("other", "a"))) == len(futures)
+    assert 0 < len(cancelled) < len(futures)
+    assert all(future.done() for future in futures)
+
+
+def test_a_model_that_is_let_go_leaves_memory_with_all_that_was_made_for_it(model: LoadedModel, tmp_path: Path) -> None:
+    facts = prepare_family("gpt2", tmp_path / "sources", tmp_path)
+    folder = model_folder(tmp_path, facts.id)
+    with Engine(EngineLimits(threads=1)) as engine:
+        passing = load_model(folder, facts, device=torch.device("cpu"), dtype=torch.float32)
+        engine.run(passing, sweep(), job=JobTicket("job", "a"))
+        weights = weakref.ref(passing.bridge.original_model)
+        del passing
+        engine.run(model, sweep(), job=JobTicket("job", "a"))
+        gc.collect()
+        assert weights() is None
 
 
 def test_a_base_run_is_computed_once_per_owner(model: LoadedModel) -> None:
