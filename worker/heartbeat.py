@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from services.contracts.errors import Unavailable
 from services.jobs.ports import JobStore, WorkerRegistry, WorkerState
-from services.jobs.record import Claim
+from services.jobs.record import Beat, Claim
 from worker.running import RunningJob
 
 log = logging.getLogger("lensd.worker")
@@ -41,15 +41,19 @@ class Heartbeat:
 
     @contextmanager
     def keeping(self, claim: Claim) -> Iterator[RunningJob]:
-        """Keep `claim` alive for the length of the block."""
+        """Keep `claim` alive for the length of the block; an earlier claim on the same job has thereby lost it."""
         job = RunningJob(claim)
         with self._lock:
+            earlier = self._jobs.get(claim.job.id)
+            if earlier is not None:
+                earlier.hear(Beat(held=False))
             self._jobs[claim.job.id] = job
         try:
             yield job
         finally:
             with self._lock:
-                del self._jobs[claim.job.id]
+                if self._jobs.get(claim.job.id) is job:
+                    del self._jobs[claim.job.id]
 
     def running(self) -> list[RunningJob]:
         with self._lock:
