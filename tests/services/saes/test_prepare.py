@@ -1,0 +1,74 @@
+"""SAEs on their way into the store, and on the worker's shelf."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.catalogue.catalogue import open_catalogue
+from services.catalogue.operator import CatalogueError, SaeEntry, file_sha256
+from services.saes.bundle import load_sae
+from services.saes.config import WEIGHTS_FILE
+from services.saes.prepare import prepare_sae
+from services.saes.sae import Sae
+from services.saes.shelf import SaeShelf
+
+SaeFolder = Callable[..., Path]
+
+
+def entry(folder: Path, **changes: Any) -> SaeEntry:
+    fields = {"id": "tiny", "model": "m", "path": folder.name, "sha256": file_sha256(folder / WEIGHTS_FILE), **changes}
+    return SaeEntry(**fields)
+
+
+def on_hook(name: str) -> dict[str, Any]:
+    return {"sae_lens_version": "6.54.12", "hook_name": name, "prepend_bos": True}
+
+
+@pytest.mark.parametrize(
+    ("hook", "site"),
+    [
+        ("blocks.3.hook_resid_pre", "resid_pre"),
+        ("blocks.3.hook_out", "resid_post"),
+        ("blocks.3.hook_mlp_out", "mlp_out"),
+    ],
+)
+def test_an_sae_is_prepared_with_the_site_that_its_hook_names(
+    sae_folder: SaeFolder, tmp_path: Path, hook: str, site: str
+) -> None:
+    folder = sae_folder(metadata=on_hook(hook))
+    facts = prepare_sae(entry(folder), tmp_path, tmp_path / "home")
+    assert (facts.site, facts.layer, facts.features, facts.bos, facts.k) == (site, 3, 40, True, 5)
+    assert open_catalogue(tmp_path / "home").saes == {"tiny": facts}
+
+
+def test_a_hook_that_no_job_can_read_is_refused(sae_folder: SaeFolder, tmp_path: Path) -> None:
+    folder = sae_folder(metadata=on_hook("blocks.3.attn.hook_z"))
+    with pytest.raises(CatalogueError, match="lensd reads SAEs of the residual stream, attn_out and mlp_out"):
+        prepare_sae(entry(folder), tmp_path, tmp_path / "home")
+
+
+def test_weights_that_the_catalogue_does_not_expect_are_refused_and_leave_nothing(
+    sae_folder: SaeFolder, tmp_path: Path
+) -> None:
+    folder = sae_folder()
+    with pytest.raises(CatalogueError, match="tiny: .* has sha256"):
+        prepare_sae(entry(folder, sha256="0" * 64), tmp_path, tmp_path / "home")
+    assert list((tmp_path / "home" / "saes").iterdir()) == []
+
+
+def test_the_shelf_keeps_the_latest_used_within_its_bytes(sae_folder: SaeFolder) -> None:
+    folder = sae_folder()
+    loaded: list[str] = []
+
+    def load(sae_id: str) -> Sae:
+        loaded.append(sae_id)
+        return load_sae(folder)
+
+    nbytes = sum(tensor.nbytes for tensor in (load("").W_enc, load("").b_enc, load("").W_dec, load("").b_dec))
+    loaded.clear()
+    shelf = SaeShelf(load, limit_bytes=2 * nbytes)
+    for sae_id in ("a", "b", "a", "c", "a", "b"):
+        shelf.get(sae_id)
+    assert loaded == ["a", "b", "c", "b"]
