@@ -53,7 +53,7 @@ def test_weights_that_the_catalogue_does_not_expect_are_refused_and_leave_nothin
     sae_folder: SaeFolder, tmp_path: Path
 ) -> None:
     folder = sae_folder()
-    with pytest.raises(CatalogueError, match="tiny: .* has sha256"):
+    with pytest.raises(CatalogueError, match=r"tiny: .* has sha256"):
         prepare_sae(entry(folder, sha256="0" * 64), tmp_path, tmp_path / "home")
     assert list((tmp_path / "home" / "saes").iterdir()) == []
 
