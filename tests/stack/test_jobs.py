@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.readme import job_specs
+from tests.readme import job_specs, problem
 
 CLEAN = "When John and Mary went to the shops, John gave the bag to"
 CORRUPTED = "When John and Mary went to the shops, Mary gave the bag to"
@@ -134,6 +134,16 @@ def test_a_deadline_ends_a_job_that_cannot_keep_it(client: httpx.Client) -> None
     job = client.post("/v1/jobs", json=sweep | {"deadline_s": 1.0}, headers={"Prefer": "wait=60"}).json()
     assert job["status"] == "failed"
     assert job["error"]["code"] == "deadline_exceeded"
+
+
+def test_the_readmes_refusal_is_what_a_wrong_job_gets(client: httpx.Client) -> None:
+    wrong = PATCHING | {"method": {"type": "activation_patching", "site": "resid_pre", "layers": [31]}}
+    response = client.post("/v1/jobs", json=wrong)
+    assert response.status_code == 422
+    assert response.headers["Content-Type"] == "application/problem+json"
+    shown = problem()
+    answered = response.json()
+    assert {name: answered[name] for name in shown} == shown
 
 
 def test_models_say_where_they_are_loaded(client: httpx.Client) -> None:
