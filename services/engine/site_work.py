@@ -56,10 +56,6 @@ class SiteWork:
         for write in sorted(writes, key=lambda write: write.wave):
             self._groups[write.kind()].append(write)
 
-    @property
-    def writes(self) -> bool:
-        return bool(self._groups)
-
     def write(self, activation: Float[Tensor, "row ..."]) -> Float[Tensor, "row ..."]:
         """The activation with every write done; the one given stays as it is."""
         if not self._groups:

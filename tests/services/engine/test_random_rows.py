@@ -140,7 +140,7 @@ def test_random_rows_in_shared_batches_do_what_plain_forward_passes_do(family: s
             )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "gemma2", "llama"])
 def test_a_row_reads_the_same_alone_and_in_any_batch(family: str, load_tiny: LoadTiny) -> None:
     model = load_tiny(family, torch.float32)
     draw = Draw(model, seed=1)
