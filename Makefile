@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export LENSD_HOME ?= $(CURDIR)/.lensd
+# torch's threads spin while they wait for each other: a disaster on shared cores.
+export OMP_WAIT_POLICY ?= passive
 export LENSD_CATALOGUE ?= $(CURDIR)/deploy/catalogue.toml
 
 .PHONY: demo up test check format openapi sae bench prepare lock install clean
