@@ -30,7 +30,7 @@ from services.contracts.site import SiteName
 from services.contracts.tensor import InlineTensor
 from services.engine.row import FromRun, Intervention, Row, Site
 from services.methods.context import MethodContext
-from services.methods.metric import Measure, Reading, measure
+from services.methods.metric import Measure, Reading, finite, measure
 from services.methods.statistics import estimate, ratio_of_means
 
 VERSION = "1"
@@ -149,6 +149,8 @@ def _rows(pair: TokenizedPair, measured: Measure, sweep: Sweep, spec: PatchingSp
 def _read(measured: Measure, readings: list[Reading], sweep: Sweep, spec: PatchingSpec) -> Patched:
     """Numbers from the readings, which come in the order of `_rows`."""
     clean, corrupted, *cells = [measured.value(reading) for reading in readings]
+    finite(clean, "the metric on the clean run")
+    finite(corrupted, "the metric on the corrupted run")
     unpatched = corrupted if spec.method.mode == "denoising" else clean
     return Patched(clean, corrupted, np.array(cells).reshape(sweep.shape) - unpatched)
 

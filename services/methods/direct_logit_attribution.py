@@ -31,6 +31,7 @@ from services.engine.readout import TokenLogits
 from services.engine.row import Capture, Row, Site
 from services.engine.weights import Weights
 from services.methods.context import MethodContext
+from services.methods.metric import finite
 from services.methods.statistics import estimate
 
 VERSION = "1"
@@ -129,11 +130,14 @@ def _terms(row: Row, outcome: Outcome, direction: Direction, bias: float, weight
 def _metric(outcome: Outcome, weights: Weights) -> float:
     """The metric as the run itself gives it, a final soft cap undone."""
     logits = [_uncapped(float(logit), weights.logit_soft_cap) for logit in outcome.values()]
-    return logits[0] - sum(logits[1:])
+    return finite(logits[0] - sum(logits[1:]), "the metric before the soft cap")
 
 
 def _uncapped(logit: float, cap: float | None) -> float:
-    return logit if cap is None else cap * math.atanh(logit / cap)
+    """What the cap was given; infinite where it is saturated and that cannot be told any more."""
+    if cap is None:
+        return logit
+    return cap * math.atanh(logit / cap) if abs(logit) < cap else math.copysign(math.inf, logit)
 
 
 def _direction(example: TokenizedExample, spec: AttributionSpec, weights: Weights) -> Direction:

@@ -1,11 +1,13 @@
 """A metric of a run: which readout it needs, and the number it makes of the reading."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
+from services.contracts.errors import ErrorCode, JobFailed
 from services.contracts.inputs import Inputs, TokenizedExample, TokenizedPair
 from services.contracts.metric import CrossEntropy, KlDivergence, Logit, LogitDiff, LogProb, Metric, ProbDiff
 from services.engine.readout import Divergence, Loss, Readout, TokenLogits, TokenLogProbs
@@ -48,6 +50,14 @@ class _ProbabilityDifference:
     def __call__(self, reading: Reading) -> float:
         probabilities = reading.double().exp()
         return float(probabilities[: self.answers].sum() - probabilities[self.answers :].sum())
+
+
+def finite(value: float, what: str) -> float:
+    """`value`, which a result states; raises JobFailed rather than state something that is not a number."""
+    if not math.isfinite(value):
+        message = f"{what} is {value}: this model overflows on this prompt; ask for another metric or a wider dtype"
+        raise JobFailed(ErrorCode.METHOD_FAILED, message)
+    return value
 
 
 def _only(reading: Reading) -> float:
