@@ -1,6 +1,7 @@
 """Which file runs which specification: the one place where a new analysis is registered."""
 
 from services.contracts.attribution import AttributionResult, AttributionSpec
+from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
 from services.contracts.features import FeaturesSpec
 from services.contracts.gradient_x_input import GradientXInput
@@ -9,6 +10,7 @@ from services.contracts.job import JobResult, JobSpec
 from services.contracts.patching import PatchingSpec
 from services.methods import (
     activation_patching,
+    attribution_patching,
     direct_logit_attribution,
     features,
     gradient_x_input,
@@ -36,3 +38,5 @@ def _run_attribution(spec: AttributionSpec, context: MethodContext) -> Attributi
             return gradient_x_input.run(spec, context)
         case IntegratedGradients() as method:
             return integrated_gradients.run(method, spec, context)
+        case AttributionPatching() as method:
+            return attribution_patching.run(method, spec, context)
