@@ -44,6 +44,7 @@ sae: prepare           ## train the shipped SAE again (about an hour on two core
 bench: prepare         ## measure speed against TransformerLens and SAELens; writes benchmarks/RESULTS.md (about 25 minutes)
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.attribution
 	$(BIN)/python -m benchmarks.service
 
 lock: install          ## pin what is installed
