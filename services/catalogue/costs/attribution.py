@@ -20,7 +20,7 @@ def attribution_cost(spec: AttributionSpec, inputs: Inputs, model: ModelFacts) -
         case IntegratedGradients() as method:
             return _integrated_gradients(method, inputs, model)
         case AttributionPatching() as method:
-            return attribution_patching_cost(method, inputs, model)
+            return attribution_patching_cost(method, spec, inputs, model)
 
 
 def _direct_logit_attribution(spec: AttributionSpec, inputs: Inputs, model: ModelFacts) -> Cost:
