@@ -105,11 +105,12 @@ def render(contents: dict[str, Any]) -> str:
     """The card as a page."""
     config, heldout, training = contents["recipe"]["config"], contents["heldout"], contents["training"]
     words = config["d_vocab"] - FIRST_WORD
+    positions = "learned" if config["positional_embedding_type"] == "standard" else "rotary"
     first, second = heldout["loss_first_half"], heldout["loss_second_half"]
     return f"""# {contents["id"]}
 
 A transformer of attention alone ({config["n_layers"]} layers of {config["n_heads"]} heads, d_model {config["d_model"]},
-learned positions, context {config["n_ctx"]}), trained on random words that repeat until it had induction heads.
+{positions} positions, context {config["n_ctx"]}), trained on random words that repeat until it had induction heads.
 {contents["license"]}. Made by `make induction-model`; this page is generated from `card.json`, every figure in it is
 measured by the recipe.
 

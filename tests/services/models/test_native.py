@@ -15,6 +15,7 @@ from services.contracts.errors import JobFailed
 from services.contracts.model import ModelFacts
 from services.contracts.site import SiteName
 from services.engine.check import InvalidRow
+from services.engine.decoding import Continuation
 from services.engine.engine import Engine, EngineLimits
 from services.engine.readout import TokenLogits
 from services.engine.row import Capture, Intervention, Row, Site
@@ -113,6 +114,17 @@ def test_logits_and_patterns_are_those_of_the_transformer_written_out(
         torch.testing.assert_close(outcome.values(), expected[position].float(), rtol=0, atol=1e-4)
     for capture, pattern in zip(patterns, reference.patterns, strict=True):
         torch.testing.assert_close(shown.captures[capture], pattern.transpose(0, 1).float(), rtol=0, atol=1e-5)
+
+
+def test_greedy_text_is_that_of_the_transformer_written_out(served: tuple[Path, ModelFacts, NativeConfig]) -> None:
+    home, facts, config = served
+    reference = WrittenOut(model_folder(home, facts.id) / "model.safetensors", config)
+    tokens = TOKENS
+    while len(tokens) < len(TOKENS) + 6:
+        tokens = (*tokens, int(reference.logits(tokens)[-1].argmax()))
+    with Engine(EngineLimits(threads=1)) as engine:
+        (text,) = engine.generate(load(home, facts), [Continuation(TOKENS, 6)], job=JobTicket("job", "owner"))
+    assert (text.tokens, text.execution) == (tokens[len(TOKENS) :], "whole")
 
 
 def test_the_facts_are_the_configs(served: tuple[Path, ModelFacts, NativeConfig]) -> None:
