@@ -119,7 +119,7 @@ def test_logits_and_patterns_are_those_of_the_transformer_written_out(
 def test_greedy_text_is_that_of_the_transformer_written_out(served: tuple[Path, ModelFacts, NativeConfig]) -> None:
     home, facts, config = served
     reference = WrittenOut(model_folder(home, facts.id) / "model.safetensors", config)
-    tokens = TOKENS
+    tokens: tuple[int, ...] = TOKENS
     while len(tokens) < len(TOKENS) + 6:
         tokens = (*tokens, int(reference.logits(tokens)[-1].argmax()))
     with Engine(EngineLimits(threads=1)) as engine:
