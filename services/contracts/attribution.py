@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from services.contracts.direct_logit_attribution import DirectLogitAttribution, DirectLogitOutcome
+from services.contracts.edge_attribution_patching import EdgeAttributionOutcome, EdgeAttributionPatching
 from services.contracts.errors import ErrorCode, Violation
 from services.contracts.gradient_x_input import GradientXInput, GradientXInputOutcome
 from services.contracts.inputs import Inputs
@@ -17,10 +18,11 @@ from services.contracts.result import Result
 from services.contracts.spec import Asked, Spec
 
 AttributionMethod = Annotated[
-    DirectLogitAttribution | GradientXInput | IntegratedGradients, Field(discriminator="type")
+    DirectLogitAttribution | GradientXInput | IntegratedGradients | EdgeAttributionPatching, Field(discriminator="type")
 ]
 AttributionOutcome = Annotated[
-    DirectLogitOutcome | GradientXInputOutcome | IntegratedGradientsOutcome, Field(discriminator="type")
+    DirectLogitOutcome | GradientXInputOutcome | IntegratedGradientsOutcome | EdgeAttributionOutcome,
+    Field(discriminator="type"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
+from services.contracts.edge_attribution_patching import EdgeAttributionPatching
 from services.contracts.features import FeaturesSpec
 from services.contracts.gradient_x_input import GradientXInput
 from services.contracts.integrated_gradients import IntegratedGradients
@@ -10,6 +11,7 @@ from services.contracts.patching import PatchingSpec
 from services.methods import (
     activation_patching,
     direct_logit_attribution,
+    edge_attribution_patching,
     features,
     gradient_x_input,
     integrated_gradients,
@@ -36,3 +38,5 @@ def _run_attribution(spec: AttributionSpec, context: MethodContext) -> Attributi
             return gradient_x_input.run(spec, context)
         case IntegratedGradients() as method:
             return integrated_gradients.run(method, spec, context)
+        case EdgeAttributionPatching() as method:
+            return edge_attribution_patching.run(method, spec, context)
