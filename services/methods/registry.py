@@ -1,6 +1,7 @@
 """Which file runs which specification: the one place where a new analysis is registered."""
 
 from services.contracts.attribution import AttributionResult, AttributionSpec
+from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
 from services.contracts.edge_attribution_patching import EdgeAttributionPatching
 from services.contracts.features import FeaturesSpec
@@ -10,6 +11,7 @@ from services.contracts.job import JobResult, JobSpec
 from services.contracts.patching import PatchingSpec
 from services.methods import (
     activation_patching,
+    attribution_patching,
     direct_logit_attribution,
     edge_attribution_patching,
     features,
@@ -38,5 +40,7 @@ def _run_attribution(spec: AttributionSpec, context: MethodContext) -> Attributi
             return gradient_x_input.run(spec, context)
         case IntegratedGradients() as method:
             return integrated_gradients.run(method, spec, context)
+        case AttributionPatching() as method:
+            return attribution_patching.run(method, spec, context)
         case EdgeAttributionPatching() as method:
             return edge_attribution_patching.run(method, spec, context)
