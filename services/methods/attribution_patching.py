@@ -10,8 +10,10 @@ Effects are m(patched) − m(unpatched) in the metric's units, as activation pat
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64
 
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.attribution_patching import (
@@ -36,10 +38,39 @@ TOKENS_AT_ONCE = 512
 """Pairs are run together up to about so many tokens, whose activations at every node are in memory meanwhile."""
 
 
+@dataclass(frozen=True)
+class Estimates:
+    """What the gradients say: by task the metric of its two runs, by grid the effects on every pair."""
+
+    tasks: Sequence[Task]
+    grids: Sequence[NodeGrid]
+    baselines: Sequence[Baselines]
+    effects: Sequence[Float64[np.ndarray, "pair ..."]]
+
+
 def run(method: AttributionPatching, spec: AttributionSpec, context: MethodContext) -> AttributionResult:
     """Estimate every node's effect on every pair; over many pairs, means with standard errors."""
-    pairs, facts = context.inputs.pairs, context.model.facts
-    grids = node_grids(method, pairs, facts)
+    found = estimated(method, spec, context)
+    return AttributionResult(
+        attribution=AttributionPatchingOutcome(
+            variant=method.variant,
+            mode=method.mode,
+            nodes=tuple(
+                _reported(grid, values, method) for grid, values in zip(found.grids, found.effects, strict=True)
+            ),
+            pairs=tuple(_pair(task, of_pair) for task, of_pair in zip(found.tasks, found.baselines, strict=True)),
+            check=check(method, found.tasks, found.grids, found.effects, context),
+        ),
+        warnings=tuple(context.warnings),
+        provenance=context.provenance("attribution_patching", VERSION).model_copy(update={"seed": method.check.seed}),
+        usage=context.usage(),
+    )
+
+
+def estimated(method: AttributionPatching, spec: AttributionSpec, context: MethodContext) -> Estimates:
+    """Every node's effect on every pair, unchecked."""
+    pairs = context.inputs.pairs
+    grids = node_grids(method, pairs, context.model.facts)
     tasks = []
     for pair in pairs:
         target, source = (pair.corrupted, pair.clean) if method.mode == "denoising" else (pair.clean, pair.corrupted)
@@ -50,19 +81,7 @@ def run(method: AttributionPatching, spec: AttributionSpec, context: MethodConte
         runs = _two_runs(together, grids, method, context)
         by_pair += _estimates(together, runs, grids, method, context)
         baselines += [_baselines(both, method) for both in runs]
-    effects = [np.stack(of_grid) for of_grid in zip(*by_pair, strict=True)]
-    return AttributionResult(
-        attribution=AttributionPatchingOutcome(
-            variant=method.variant,
-            mode=method.mode,
-            nodes=tuple(_reported(grid, values, method) for grid, values in zip(grids, effects, strict=True)),
-            pairs=tuple(_pair(task, of_pair) for task, of_pair in zip(tasks, baselines, strict=True)),
-            check=check(method, tasks, grids, effects, context),
-        ),
-        warnings=tuple(context.warnings),
-        provenance=context.provenance("attribution_patching", VERSION).model_copy(update={"seed": method.check.seed}),
-        usage=context.usage(),
-    )
+    return Estimates(tasks, grids, baselines, [np.stack(of_grid) for of_grid in zip(*by_pair, strict=True)])
 
 
 def _together(tasks: Sequence[Task]) -> Iterator[Sequence[Task]]:
