@@ -3,26 +3,25 @@
     python -m benchmarks.edges [--threads 2] [--repeats 5]
 
 Jobs and plain forward passes of transformers take turns in one process; each figure is a median. A pair's forward pass
-is one batch of its clean and its corrupted prompt. Memory is what the process holds at most beyond what it held with
-the model loaded and run once.
+is one batch of its clean and its corrupted prompt. Memory is what the process held at most during the first job beyond
+what it held before.
 """
 
 import argparse
 import json
 import os
 import statistics
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
 
-from benchmarks.engine import LATER, MODEL, NAMES
+from benchmarks.attribution import ioi_pairs
+from benchmarks.engine import MODEL
 from benchmarks.report import circumstances, table, write_section
+from benchmarks.scaling import PeakMemory
 from services.catalogue.catalogue import Catalogue, model_folder, open_catalogue
 from services.catalogue.resolve import Limits, resolve
 from services.contracts.attribution import AttributionResult
@@ -36,24 +35,12 @@ from services.methods.registry import run_method
 from services.models.load import LoadedModel, load_model
 
 SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
-PROMPT = "When {0} and {1} went to {2}, {3} gave the bag to"
 FORWARDS = 5
-GIGABYTE = 1e9
 
 
 def body(variant: str) -> dict[str, Any]:
-    pairs = [
-        {
-            "clean": PROMPT.format(name, other, place, name),
-            "corrupted": PROMPT.format(name, other, place, other),
-            "answer": f" {other}",
-            "foil": f" {name}",
-        }
-        for name, other in NAMES
-        for place in LATER
-    ]
     method = {"type": "edge_attribution_patching", "variant": variant, "steps": 5, "scores": True}
-    return {"kind": "attribution", "model": MODEL, "method": method, "pairs": pairs}
+    return {"kind": "attribution", "model": MODEL, "method": method, "pairs": ioi_pairs()}
 
 
 class Bench:
@@ -89,45 +76,15 @@ class Bench:
         return statistics.median(seconds)
 
 
-class Memory:
-    """The most that the process has held, while watched, beyond what it held before."""
-
-    def __init__(self) -> None:
-        self._before = _resident()
-        self.peak = 0
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        done = threading.Event()
-
-        def watch() -> None:
-            while not done.wait(0.005):
-                self.peak = max(self.peak, _resident() - self._before)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()
-
-
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 def measured(bench: Bench, variant: str, repeats: int) -> tuple[tuple[str, ...], EdgeAttributionOutcome]:
     """One line of the table, and the last result."""
     bench.forward()
-    memory = Memory()
+    with PeakMemory() as memory:
+        _, outcome = bench.job(variant)
     jobs, forwards = [], []
     for _ in range(repeats):
         forwards.append(bench.forward())
-        with memory.watched():
-            seconds, outcome = bench.job(variant)
-        jobs.append(seconds)
+        jobs.append(bench.job(variant)[0])
     job, forward = statistics.median(jobs), statistics.median(forwards)
     pairs = len(outcome.pairs)
     line = (
@@ -136,7 +93,7 @@ def measured(bench: Bench, variant: str, repeats: int) -> tuple[tuple[str, ...],
         f"{job / pairs:.2f} s",
         f"{1_000 * forward:.0f} ms",
         f"{job / pairs / forward:.1f}",
-        f"{memory.peak / GIGABYTE:.2f} GB",
+        f"{memory.above / 1e9:.2f} GB",
     )
     return line, outcome
 
@@ -155,8 +112,7 @@ def main() -> None:
     before = os.getloadavg()[0]
     with bench.engine:
         bench.engine.warm_up(model)
-        lines = [measured(bench, "eap_ig_inputs", given.repeats)]
-        lines.append(measured(bench, "eap", given.repeats))
+        lines = [measured(bench, variant, given.repeats) for variant in ("eap_ig_inputs", "eap")]
     command = f"python -m benchmarks.edges --threads {given.threads} --repeats {given.repeats}"
     where = circumstances(command, given.threads, (before, os.getloadavg()[0]))
     outcome = lines[0][1]
