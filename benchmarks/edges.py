@@ -35,7 +35,7 @@ from services.methods.registry import run_method
 from services.models.load import LoadedModel, load_model
 
 SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
-FORWARDS = 5
+FORWARDS = 20
 
 
 def body(variant: str) -> dict[str, Any]:

@@ -22,11 +22,12 @@ from services.engine.readout import TokenLogits
 from services.engine.row import Capture, Gradients, Intervention, Row, Site
 from services.engine.ticket import JobTicket
 from services.models.load import LoadedModel
-from tests.families import FAMILIES
+from tests.families import FAMILIES, NATIVES
 from tests.prepared import prepare_family
 from tests.services.methods.conftest import Laboratory
 from tests.services.methods.test_edge_attribution_patching import array, job, model_id
 
+EVERY = (*FAMILIES, *NATIVES)
 STEPS = 3
 EMBED = Capture(Site(SiteName.EMBED))
 
@@ -37,7 +38,7 @@ Activations = Mapping[Capture, Float[Tensor, "position ..."]]
 def every_family(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
     """A tiny model of every family that lensd serves."""
     home = tmp_path_factory.mktemp("home")
-    for family in FAMILIES:
+    for family in EVERY:
         prepare_family(family, tmp_path_factory.mktemp("sources"), home)
     return Laboratory(engine, open_catalogue(home))
 
@@ -79,7 +80,8 @@ class Nodes:
         return self.tokens.corrupted.ids
 
     def _sites(self) -> tuple[Capture, ...]:
-        names = (SiteName.ATTN_OUT, SiteName.MLP_OUT, SiteName.Z)
+        mlps = (SiteName.MLP_OUT,) if self.model.facts.d_mlp else ()
+        names = (SiteName.ATTN_OUT, SiteName.Z, *mlps)
         layers = range(self.model.facts.layers)
         return (EMBED, *(Capture(Site(name, layer)) for layer in layers for name in names))
 
@@ -107,7 +109,7 @@ def out_of(outcome: EdgeAttributionOutcome, prefix: str) -> float:
 
 
 @pytest.mark.parametrize("variant", ["eap", "eap_ig_inputs"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_the_edges_out_of_a_node_add_up_to_the_nodes_score(every_family: Laboratory, family: str, variant: str) -> None:
     body = job(family, method={"variant": variant, "steps": STEPS})
     result: Any = every_family.run(body)
@@ -119,6 +121,7 @@ def test_the_edges_out_of_a_node_add_up_to_the_nodes_score(every_family: Laborat
     model = every_family.model(model_id(family))
     expected = Nodes(every_family.engine, model, outcome.pairs[0].tokens, (mary, john)).scores(variant)
     largest = max(map(abs, expected.values()))
-    assert len(expected) == 1 + 3 * (2 if model.facts.post_norms else 6)
+    facts = model.facts
+    assert len(expected) == 1 + facts.layers * (1 + (not facts.post_norms) * facts.heads + (facts.d_mlp > 0))
     for name, score in expected.items():
         assert out_of(outcome, name) == pytest.approx(score, abs=2e-5 * largest, rel=1e-4), name
