@@ -46,6 +46,7 @@ induction-model: install ## train the shipped induction model again (minutes on 
 
 bench: prepare         ## measure speed against TransformerLens and SAELens; writes benchmarks/RESULTS.md (about 25 minutes)
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.edges
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.attribution
 	$(BIN)/python -m benchmarks.service

@@ -36,6 +36,11 @@ INTEGRATED_GRADIENTS = {
 FROM_ZERO = ATTRIBUTION | {"method": {"type": "integrated_gradients", "baseline": "zero", "steps": 7}}
 
 
+def edge_attribution_patching(model: str = "tiny-llama", metric: str = "logit_diff", **method: Any) -> dict[str, Any]:
+    asked = {"type": "edge_attribution_patching", **method}
+    return {"kind": "attribution", "model": model, "method": asked, "pairs": PAIRS, "metric": {"type": metric}}
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -49,6 +54,10 @@ FROM_ZERO = ATTRIBUTION | {"method": {"type": "integrated_gradients", "baseline"
         attribution_patching(variant="atp_star", nodes=["q", "k"]),
         attribution_patching(variant="atp_star"),
         attribution_patching() | {"metric": {"type": "kl_divergence"}},
+        edge_attribution_patching(variant="eap"),
+        edge_attribution_patching(steps=4),
+        edge_attribution_patching("tiny-gpt-neox", variant="eap_ig_activations", steps=2),
+        edge_attribution_patching(metric="kl_divergence", steps=4),
         job("llama", "resid_pre"),
         job("llama", "mlp_out", method={"mode": "noising"}),
         job("llama", "z"),
@@ -66,6 +75,10 @@ FROM_ZERO = ATTRIBUTION | {"method": {"type": "integrated_gradients", "baseline"
         "atp star of queries and keys",
         "atp star of heads and mlps",
         "attribution patching of a divergence",
+        "eap",
+        "eap-ig of inputs",
+        "eap-ig of activations",
+        "eap-ig of a divergence",
         "resid_pre",
         "mlp_out",
         "z",
