@@ -46,8 +46,8 @@ def show_patching(console: Console, result: Json) -> None:
 
 def show_attribution(console: Console, result: Json, top: int = 12) -> None:
     """The components that write most into the logit difference, with their share as a bar."""
-    example = result["examples"][0]
-    terms = result["terms"]
+    example = result["attribution"]["examples"][0]
+    terms = result["attribution"]["terms"]
     named = [
         (f"head {layer}.{head}", value)
         for layer, row in enumerate(_rows(terms["heads"]))

@@ -1,6 +1,6 @@
 """Reading a job's prompts, examples and pairs against one model's tokenizer and facts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -52,7 +52,7 @@ class PromptReader:
             return None
         return tokens
 
-    def example(self, example: Example, metric: Metric, pointer: str) -> TokenizedExample | None:
+    def example(self, example: Example, metric: Metric | None, pointer: str) -> TokenizedExample | None:
         tokens = self.prompt(example.prompt, f"{pointer}/prompt")
         if tokens is None:
             return None
@@ -60,7 +60,7 @@ class PromptReader:
         answer, foil = self.answers(example, example.prompt, tokens, metric, pointer)
         return TokenizedExample(prompt=tokens, answer=answer, foil=foil, metric_position=position)
 
-    def pair(self, pair: Pair, metric: Metric, pointer: str) -> TokenizedPair | None:
+    def pair(self, pair: Pair, metric: Metric | None, pointer: str) -> TokenizedPair | None:
         clean = self.prompt(pair.clean, f"{pointer}/clean")
         corrupted = self.prompt(pair.corrupted, f"{pointer}/corrupted")
         if clean is None or corrupted is None:
@@ -84,7 +84,9 @@ class PromptReader:
             differing=tuple(index for index, (a, b) in enumerate(zip(clean.ids, corrupted.ids, strict=True)) if a != b),
         )
 
-    def metric_position(self, metric: Metric, length: int) -> int | None:
+    def metric_position(self, metric: Metric | None, length: int) -> int | None:
+        if metric is None:
+            return None
         if isinstance(metric, CrossEntropy):
             if length < 2:
                 self.refuse(
@@ -110,14 +112,14 @@ class PromptReader:
         }
 
     def answers(
-        self, item: Example | Pair, prompt: Prompt, tokens: PromptTokens, metric: Metric, pointer: str
+        self, item: Example | Pair, prompt: Prompt, tokens: PromptTokens, metric: Metric | None, pointer: str
     ) -> tuple[int | None, int | None]:
         found: dict[str, int | None] = {"answer": None, "foil": None}
         for name, needed_by in (("answer", ANSWER_METRICS), ("foil", FOIL_METRICS)):
             given: Answer | None = getattr(item, name)
             if given is not None:
                 found[name] = self.answer(prompt, tokens, given, f"{pointer}/{name}")
-            elif metric.type in needed_by:
+            elif metric is not None and metric.type in needed_by:
                 self.refuse(pointer, ErrorCode.INVALID_ANSWER, f"the metric {metric.type} needs {name!r} here")
         if found["answer"] is not None and found["answer"] == found["foil"]:
             self.refuse(f"{pointer}/foil", ErrorCode.INVALID_ANSWER, "the foil is the same token as the answer")
@@ -131,7 +133,7 @@ class PromptReader:
             return None
 
     def sets(
-        self, metric: Metric, prompts: list[tuple[Prompt, TokenizedPair | None]]
+        self, metric: Metric | None, prompts: Sequence[tuple[Prompt, PromptTokens]]
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The token ids of prob_diff's two sets, the same after every prompt."""
         if not isinstance(metric, ProbDiff):
@@ -142,8 +144,8 @@ class PromptReader:
             self.refuse("/metric/foils", ErrorCode.INVALID_ANSWER, f"tokens {sorted(shared)} are in both sets")
         return answers, foils
 
-    def _member(self, answer: Answer, prompts: list[tuple[Prompt, TokenizedPair | None]], pointer: str) -> int:
-        ids = {self.answer(prompt, pair.clean, answer, pointer) for prompt, pair in prompts if pair is not None}
+    def _member(self, answer: Answer, prompts: Sequence[tuple[Prompt, PromptTokens]], pointer: str) -> int:
+        ids = {self.answer(prompt, tokens, answer, pointer) for prompt, tokens in prompts}
         if len(ids) > 1:
             self.refuse(pointer, ErrorCode.INVALID_ANSWER, f"{answer!r} is a different token after different prompts")
         return next((token for token in ids if token is not None), 0)

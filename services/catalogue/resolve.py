@@ -14,16 +14,15 @@ from typing import TypeVar
 from services.catalogue.catalogue import Catalogue
 from services.catalogue.cost import Cost, estimate
 from services.catalogue.reader import BosRule, PromptReader
-from services.contracts.attribution import AttributionSpec
 from services.contracts.errors import ErrorCode, InvalidSpec, LensdError, Violation
 from services.contracts.features import FeaturesSpec
 from services.contracts.inputs import Inputs
 from services.contracts.job import JobSpec
 from services.contracts.model import ModelFacts
-from services.contracts.patching import PatchingSpec
 from services.contracts.prompt import Prompt
 from services.contracts.result import PromptTokens
 from services.contracts.sae import SaeFacts
+from services.contracts.spec import Asked
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,12 @@ class Resolved:
 def resolve(spec: JobSpec, catalogue: Catalogue, limits: Limits) -> Resolved:
     """What `spec` asks for, tokenised and estimated; raises InvalidSpec with everything that is wrong with it."""
     reader = _open_reader(spec, catalogue)
-    match spec:
-        case PatchingSpec():
-            inputs = _resolve_patching(spec, reader)
-        case AttributionSpec():
-            inputs = _resolve_attribution(spec, reader)
-        case FeaturesSpec():
-            inputs = _resolve_features(spec, reader)
+    inputs = _read(spec, reader)
+    if _is_whole(inputs, spec.asked()):
+        reader.refuse_all(spec.input_violations(inputs))
     reader.raise_violations()
-    sae = catalogue.sae(spec.sae) if isinstance(spec, FeaturesSpec) else None
-    cost = estimate(spec, inputs, catalogue.model(spec.model), sae)
+    sae_id = spec.sae_id()
+    cost = estimate(spec, inputs, catalogue.model(spec.model), catalogue.sae(sae_id) if sae_id else None)
     _refuse_too_large(inputs, cost, limits, reader)
     return Resolved(inputs, cost)
 
@@ -84,27 +79,34 @@ def tokenize(catalogue: Catalogue, model_id: str, prompt: Prompt, bos: bool | No
     return tokens
 
 
-def _resolve_patching(spec: PatchingSpec, reader: PromptReader) -> Inputs:
-    pairs = [reader.pair(pair, spec.metric, f"/pairs/{index}") for index, pair in enumerate(spec.pairs)]
-    good = tuple(pair for pair in pairs if pair is not None)
-    if len(good) == len(pairs):
-        reader.refuse_all(spec.position_violations(good))
+def _read(spec: JobSpec, reader: PromptReader) -> Inputs:
+    """Everything that `spec` asks to be read; what could not be read is missing, and among the reader's violations."""
+    asked = spec.asked()
+    prompts = [reader.prompt(prompt, f"/prompts/{index}") for index, prompt in enumerate(asked.prompts)]
+    references = [reader.prompt(prompt, pointer) for pointer, prompt in asked.references.items()]
+    metric = asked.metric
+    examples = [reader.example(item, metric, f"/examples/{index}") for index, item in enumerate(asked.examples)]
+    pairs = [reader.pair(item, metric, f"/pairs/{index}") for index, item in enumerate(asked.pairs)]
     answers, foils = reader.sets(
-        spec.metric, [(pair.clean, tokens) for pair, tokens in zip(spec.pairs, pairs, strict=True)]
+        metric,
+        [(item.prompt, read.prompt) for item, read in zip(asked.examples, examples, strict=True) if read is not None]
+        + [(item.clean, read.clean) for item, read in zip(asked.pairs, pairs, strict=True) if read is not None],
     )
-    return Inputs(pairs=good, answers=answers, foils=foils, bos=reader.rule)
+    return Inputs(
+        prompts=tuple(prompt for prompt in prompts if prompt is not None),
+        examples=tuple(example for example in examples if example is not None),
+        pairs=tuple(pair for pair in pairs if pair is not None),
+        references=tuple(reference for reference in references if reference is not None),
+        answers=answers,
+        foils=foils,
+        bos=reader.rule,
+    )
 
 
-def _resolve_attribution(spec: AttributionSpec, reader: PromptReader) -> Inputs:
-    examples = [
-        reader.example(example, spec.metric, f"/examples/{index}") for index, example in enumerate(spec.examples)
-    ]
-    return Inputs(examples=tuple(example for example in examples if example is not None), bos=reader.rule)
-
-
-def _resolve_features(spec: FeaturesSpec, reader: PromptReader) -> Inputs:
-    prompts = [reader.prompt(prompt, f"/prompts/{index}") for index, prompt in enumerate(spec.prompts)]
-    return Inputs(prompts=tuple(prompt for prompt in prompts if prompt is not None), bos=reader.rule)
+def _is_whole(inputs: Inputs, asked: Asked) -> bool:
+    """Whether everything that was asked for could be read."""
+    read = (inputs.prompts, inputs.references, inputs.examples, inputs.pairs)
+    return tuple(map(len, read)) == tuple(map(len, (asked.prompts, asked.references, asked.examples, asked.pairs)))
 
 
 def _open_reader(spec: JobSpec, catalogue: Catalogue) -> PromptReader:
@@ -113,11 +115,10 @@ def _open_reader(spec: JobSpec, catalogue: Catalogue) -> PromptReader:
     if isinstance(spec, FeaturesSpec):
         sae_id = spec.sae
         sae = _looked_up("/sae", lambda: catalogue.sae(sae_id))
-        violations = spec.violations(sae)
-    else:
-        violations = spec.violations(facts)
     reader = PromptReader(facts, catalogue.tokenizer(spec.model), *_bos_rule(spec.bos, sae, facts))
-    reader.refuse_all(violations)
+    reader.refuse_all(spec.violations(facts))
+    if isinstance(spec, FeaturesSpec) and sae is not None:
+        reader.refuse_all(spec.sae_violations(sae))
     return reader
 
 

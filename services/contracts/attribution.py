@@ -5,62 +5,48 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from services.contracts.base import Contract, Request
-from services.contracts.errors import Violation
-from services.contracts.metric import Logit, LogitDiff
+from services.contracts.direct_logit_attribution import DirectLogitAttribution, DirectLogitOutcome
+from services.contracts.errors import ErrorCode, Violation
+from services.contracts.inputs import Inputs
+from services.contracts.metric import LogitDiff, Metric
 from services.contracts.model import ModelFacts
-from services.contracts.prompt import Example
-from services.contracts.result import PromptTokens, Result
-from services.contracts.spec import Spec
-from services.contracts.tensor import Estimate
+from services.contracts.prompt import Example, Pair
+from services.contracts.result import Result
+from services.contracts.spec import Asked, Spec
 
-
-class DirectLogitAttribution(Request):
-    """Each component's direct contribution to the logits, through the final norm at the run's own scale."""
-
-    type: Literal["direct_logit_attribution"]
-
-
-DirectMetric = Annotated[Logit | LogitDiff, Field(discriminator="type")]
+AttributionMethod = DirectLogitAttribution
+AttributionOutcome = DirectLogitOutcome
 
 
 class AttributionSpec(Spec):
+    """Some methods take `examples`, others clean and corrupted `pairs`: exactly the one that the method takes."""
+
     kind: Literal["attribution"]
-    method: DirectLogitAttribution
-    examples: Annotated[tuple[Example, ...], Field(min_length=1, max_length=1_000)]
-    metric: DirectMetric = LogitDiff()
-    per_example: Annotated[bool, Field(description="Also report every example's own terms.")] = False
+    method: AttributionMethod
+    examples: Annotated[tuple[Example, ...], Field(max_length=1_000)] = ()
+    pairs: Annotated[tuple[Pair, ...], Field(max_length=1_000)] = ()
+    metric: Metric = LogitDiff()
+    per_example: Annotated[bool, Field(description="Also report every example's or pair's own figures.")] = False
+
+    def asked(self) -> Asked:
+        return Asked(examples=self.examples, pairs=self.pairs, metric=self.metric)
 
     def violations(self, facts: ModelFacts) -> Iterator[Violation]:
-        """Nothing in this specification names a part of the model, so nothing can be missing."""
-        del facts
-        yield from ()
+        """The wrong kind of input for the method, and what the method itself refuses."""
+        takes, other = ("pairs", "examples") if self.method.takes_pairs() else ("examples", "pairs")
+        if not getattr(self, takes):
+            message = f"{self.method.type} works on `{takes}`: give at least one"
+            yield Violation(f"/{takes}", ErrorCode.INVALID_REQUEST, message)
+        if getattr(self, other):
+            message = f"{self.method.type} works on `{takes}`, not on `{other}`: leave these out"
+            yield Violation(f"/{other}", ErrorCode.INVALID_REQUEST, message)
+        yield from self.method.metric_violations(self.metric)
+        yield from self.method.violations(facts)
 
-
-class DirectLogitTerms(Contract):
-    """Logits (before any soft cap) that each part writes in the metric's direction.
-
-    They add up to the metric: embedding + Σ heads + Σ attention_bias + Σ mlps + final_norm_bias + unembedding_bias.
-    """
-
-    embedding: Estimate
-    heads: Estimate
-    attention_bias: Estimate
-    mlps: Estimate
-    final_norm_bias: Estimate
-    unembedding_bias: Estimate
-
-
-class AttributedExample(Contract):
-    tokens: PromptTokens
-    metric: float
-    sum_of_terms: float
-    gap: Annotated[float, Field(description="|metric − sum of terms|, at most 1e-4 of the sum of their magnitudes.")]
-    terms: DirectLogitTerms | None = None
+    def input_violations(self, inputs: Inputs) -> Iterator[Violation]:
+        yield from self.method.input_violations(inputs)
 
 
 class AttributionResult(Result):
     kind: Literal["attribution"] = "attribution"
-    method: Literal["direct_logit_attribution"] = "direct_logit_attribution"
-    examples: tuple[AttributedExample, ...]
-    terms: DirectLogitTerms
+    attribution: AttributionOutcome

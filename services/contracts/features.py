@@ -10,7 +10,7 @@ from services.contracts.errors import ErrorCode, Violation
 from services.contracts.prompt import Prompt
 from services.contracts.result import PromptTokens, Result
 from services.contracts.sae import SaeFacts
-from services.contracts.spec import Spec
+from services.contracts.spec import Asked, Spec
 from services.contracts.tensor import Tensor
 
 FeatureIndex = Annotated[int, Field(ge=0, le=10_000_000)]
@@ -28,7 +28,13 @@ class FeaturesSpec(Spec):
         int, Field(ge=0, le=50, description="How many promoted and suppressed tokens to list per feature; 0 for none.")
     ] = 5
 
-    def violations(self, sae: SaeFacts) -> Iterator[Violation]:
+    def asked(self) -> Asked:
+        return Asked(prompts=self.prompts)
+
+    def sae_id(self) -> CatalogueId | None:
+        return self.sae
+
+    def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
         """An SAE of another model, features that it does not have."""
         if sae.model != self.model:
             message = f"{sae.id} was trained on {sae.model}, not on {self.model}"

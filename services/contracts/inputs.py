@@ -30,11 +30,12 @@ class TokenizedPair(Contract):
 
 
 class Inputs(Contract):
-    """Exactly one of `prompts`, `examples`, `pairs` is filled, as the job's kind asks for."""
+    """`prompts`, `examples` or `pairs`, as the job's kind asks for; `references` are its further prompts."""
 
     prompts: tuple[PromptTokens, ...] = ()
     examples: tuple[TokenizedExample, ...] = ()
     pairs: tuple[TokenizedPair, ...] = ()
+    references: tuple[PromptTokens, ...] = ()
     answers: tuple[int, ...] = ()
     foils: tuple[int, ...] = ()
     bos: Literal["request", "sae", "tokenizer"]
@@ -42,7 +43,7 @@ class Inputs(Contract):
     def tokens(self) -> int:
         """Tokens over all prompts: the size of the job."""
         return (
-            sum(len(prompt.ids) for prompt in self.prompts)
+            sum(len(prompt.ids) for prompt in (*self.prompts, *self.references))
             + sum(len(example.prompt.ids) for example in self.examples)
             + sum(2 * len(pair.clean.ids) for pair in self.pairs)
         )

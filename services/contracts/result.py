@@ -61,6 +61,18 @@ class PromptTokens(Contract):
     bos_prepended: bool
 
 
+class PairTokens(Contract):
+    clean: PromptTokens
+    corrupted: PromptTokens
+
+
+class Baselines(Contract):
+    """The metric on the two unpatched runs."""
+
+    clean: float
+    corrupted: float
+
+
 class Result(Contract):
     """The base of every result."""
 

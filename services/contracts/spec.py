@@ -1,13 +1,34 @@
 """What all job specifications share."""
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from services.contracts.base import CatalogueId, Request
+from services.contracts.errors import Violation
+from services.contracts.inputs import Inputs
+from services.contracts.metric import Metric
+from services.contracts.model import ModelFacts
+from services.contracts.prompt import Example, Pair, Prompt
 
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a specification wants to be read: its inputs, and the metric that decides which answers they need.
+
+    `references` are further prompts, by where they stand in the body.
+    """
+
+    prompts: tuple[Prompt, ...] = ()
+    examples: tuple[Example, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    references: Mapping[str, Prompt] = field(default_factory=dict)
+    metric: Metric | None = None
 
 
 class Spec(Request):
@@ -25,3 +46,21 @@ class Spec(Request):
         bool | None,
         Field(description="Prepend BOS to text prompts; null leaves it to the SAE's rule, else the tokenizer's own."),
     ] = None
+
+    def asked(self) -> Asked:
+        """What is to be read of it."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it wants read")
+
+    def sae_id(self) -> CatalogueId | None:
+        """The SAE that it needs."""
+        return None
+
+    def violations(self, facts: ModelFacts) -> Iterator[Violation]:
+        """What its model cannot do."""
+        del facts
+        yield from ()
+
+    def input_violations(self, inputs: Inputs) -> Iterator[Violation]:
+        """What does not fit its inputs once they are read; asked only when every one of them could be read."""
+        del inputs
+        yield from ()

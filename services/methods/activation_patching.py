@@ -18,15 +18,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from services.contracts.inputs import TokenizedPair
-from services.contracts.patching import (
-    Baselines,
-    PairTokens,
-    PatchedPair,
-    PatchingResult,
-    PatchingSpec,
-    heads_of,
-)
+from services.contracts.patching import PatchedPair, PatchingResult, PatchingSpec
+from services.contracts.result import Baselines, PairTokens
 from services.contracts.site import SiteName
+from services.contracts.sweep import index_of
 from services.contracts.tensor import InlineTensor
 from services.engine.row import FromRun, Intervention, Row, Site
 from services.methods.context import MethodContext
@@ -65,7 +60,7 @@ class Sweep:
             for head in self.heads or (None,):
                 site = Site(self.site, layer, head)
                 for position in self.positions or (None,):
-                    positions = None if position is None else (_index(position, pair),)
+                    positions = None if position is None else (index_of(position, pair),)
                     yield Intervention(site, positions, "set", source)
 
 
@@ -115,14 +110,11 @@ def run(spec: PatchingSpec, context: MethodContext) -> PatchingResult:
 def _sweep(spec: PatchingSpec, context: MethodContext) -> Sweep:
     facts, method = context.model.facts, spec.method
     length = len(context.inputs.pairs[0].clean.ids)
-    heads = heads_of(method.site, facts)
-    every_layer = None if SiteName(method.site) is SiteName.EMBED else tuple(range(facts.layers))
-    every_position = None if heads else tuple(range(length))
     return Sweep(
         site=SiteName(method.site),
-        layers=method.layers or every_layer,
-        heads=method.heads or (tuple(range(heads)) if heads else None),
-        positions=method.positions or every_position,
+        layers=method.swept_layers(facts),
+        heads=method.swept_heads(facts),
+        positions=method.swept_positions(length),
     )
 
 
@@ -162,7 +154,3 @@ def _reported(pair: TokenizedPair, numbers: Patched, sweep: Sweep, spec: Patchin
         baselines=Baselines(clean=numbers.clean, corrupted=numbers.corrupted),
         effects=InlineTensor.of(numbers.effects, sweep.dims) if spec.per_pair else None,
     )
-
-
-def _index(position: int | str, pair: TokenizedPair) -> int:
-    return pair.positions[position] if isinstance(position, str) else position % len(pair.clean.ids)

@@ -17,12 +17,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from services.contracts.attribution import (
-    AttributedExample,
-    AttributionResult,
-    AttributionSpec,
-    DirectLogitTerms,
-)
+from services.contracts.attribution import AttributionResult, AttributionSpec
+from services.contracts.direct_logit_attribution import AttributedExample, DirectLogitOutcome, DirectLogitTerms
 from services.contracts.inputs import TokenizedExample
 from services.contracts.metric import LogitDiff
 from services.contracts.site import SiteName
@@ -78,7 +74,7 @@ def run(spec: AttributionSpec, context: MethodContext) -> AttributionResult:
         for example, row, outcome in zip(examples, rows, outcomes, strict=True)
     ]
     _warn_of_gaps(all_terms, context)
-    return AttributionResult(
+    outcome = DirectLogitOutcome(
         examples=tuple(
             AttributedExample(
                 tokens=example.prompt,
@@ -90,6 +86,9 @@ def run(spec: AttributionSpec, context: MethodContext) -> AttributionResult:
             for example, terms in zip(examples, all_terms, strict=True)
         ),
         terms=_reported(all_terms),
+    )
+    return AttributionResult(
+        attribution=outcome,
         warnings=tuple(context.warnings),
         provenance=context.provenance("direct_logit_attribution", VERSION),
         usage=context.usage(),

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from services.contracts.attribution import AttributedExample, AttributionResult, DirectLogitTerms
+from services.contracts.attribution import AttributionResult
+from services.contracts.direct_logit_attribution import AttributedExample, DirectLogitOutcome, DirectLogitTerms
 from services.contracts.features import (
     ActiveFeature,
     FeatureEffect,
@@ -15,8 +16,8 @@ from services.contracts.features import (
     Reconstruction,
     TokenFeatures,
 )
-from services.contracts.patching import Baselines, PairTokens, PatchedPair, PatchingResult
-from services.contracts.result import PromptTokens, Provenance, SaeProvenance, Usage, Versions
+from services.contracts.patching import PatchedPair, PatchingResult
+from services.contracts.result import Baselines, PairTokens, PromptTokens, Provenance, SaeProvenance, Usage, Versions
 from services.contracts.site import SiteName
 from services.contracts.tensor import InlineTensor, Statistic
 from tests.api.catalogue import MODEL, SAE
@@ -95,9 +96,8 @@ def attribution_result() -> AttributionResult:
         unembedding_bias=one,
     )
     example = AttributedExample(tokens=_TOKENS, metric=1.0, sum_of_terms=1.0, gap=0.0)
-    return AttributionResult(
-        examples=(example,), terms=terms, provenance=_provenance("direct_logit_attribution"), usage=_USAGE
-    )
+    outcome = DirectLogitOutcome(examples=(example,), terms=terms)
+    return AttributionResult(attribution=outcome, provenance=_provenance("direct_logit_attribution"), usage=_USAGE)
 
 
 def features_result() -> FeaturesResult:

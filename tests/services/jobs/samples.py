@@ -10,8 +10,8 @@ from pydantic import TypeAdapter
 
 from services.contracts.inputs import Inputs
 from services.contracts.job import JobSpec
-from services.contracts.patching import Baselines, PairTokens, PatchedPair, PatchingResult
-from services.contracts.result import PromptTokens, Provenance, Usage, Versions
+from services.contracts.patching import PatchedPair, PatchingResult
+from services.contracts.result import Baselines, PairTokens, PromptTokens, Provenance, Usage, Versions
 from services.contracts.site import SiteName
 from services.contracts.tensor import InlineTensor, Statistic
 from services.jobs.ids import new_job_id

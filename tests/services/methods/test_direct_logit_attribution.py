@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from services.contracts.attribution import AttributionResult
+from services.contracts.direct_logit_attribution import DirectLogitOutcome
 from services.contracts.tensor import InlineTensor, Statistic
 from tests.brute_force import Reference
 from tests.services.methods.conftest import FAMILIES, Laboratory
@@ -22,10 +23,12 @@ def job(family: str, **changes: Any) -> dict[str, Any]:
     return {"kind": "attribution", "model": model, "method": method, "examples": [EXAMPLE], **changes}
 
 
-def run(laboratory: Laboratory, body: dict[str, Any]) -> AttributionResult:
+def run(laboratory: Laboratory, body: dict[str, Any]) -> DirectLogitOutcome:
     result = laboratory.run(body)
     assert isinstance(result, AttributionResult)
-    return result
+    assert result.warnings == ()
+    assert isinstance(result.attribution, DirectLogitOutcome)
+    return result.attribution
 
 
 def array(estimate: Any) -> Any:
@@ -121,7 +124,6 @@ def test_the_terms_add_up_to_the_metric_before_any_soft_cap(laboratory: Laborato
     magnitude = sum(np.abs(term).sum() for term in terms)
     assert example.gap == abs(example.metric - example.sum_of_terms)
     assert example.gap <= 1e-4 * magnitude
-    assert result.warnings == ()
     reference = Reference(laboratory.folder(f"tiny-{family.replace('_', '-')}"))
     cap = getattr(reference.model.config, "final_logit_softcapping", None)
     logits = reference.logits(example.tokens.ids)[-1]

@@ -1,0 +1,32 @@
+"""What all methods of attribution share."""
+
+from collections.abc import Iterator
+
+from services.contracts.base import Request
+from services.contracts.errors import Violation
+from services.contracts.inputs import Inputs
+from services.contracts.metric import Metric
+from services.contracts.model import ModelFacts
+
+
+class AttributionMethodBase(Request):
+    """The base of every method of attribution; what it refuses is refused before the queue."""
+
+    def takes_pairs(self) -> bool:
+        """Whether it works on clean and corrupted pairs; on examples otherwise."""
+        return False
+
+    def metric_violations(self, metric: Metric) -> Iterator[Violation]:
+        """A metric that it cannot share out, at `/metric`, with the alternative."""
+        del metric
+        yield from ()
+
+    def violations(self, facts: ModelFacts) -> Iterator[Violation]:
+        """What the model cannot do, at pointers below `/method`."""
+        del facts
+        yield from ()
+
+    def input_violations(self, inputs: Inputs) -> Iterator[Violation]:
+        """What does not fit the inputs once they are read."""
+        del inputs
+        yield from ()
