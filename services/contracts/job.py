@@ -11,13 +11,16 @@ from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.base import Contract
 from services.contracts.errors import ErrorCode
 from services.contracts.features import FeaturesResult, FeaturesSpec
+from services.contracts.intervention import InterventionResult, InterventionSpec
 from services.contracts.patching import PatchingResult, PatchingSpec
 
 JobSpec = TypeAliasType(
-    "JobSpec", Annotated[PatchingSpec | AttributionSpec | FeaturesSpec, Field(discriminator="kind")]
+    "JobSpec",
+    Annotated[PatchingSpec | AttributionSpec | FeaturesSpec | InterventionSpec, Field(discriminator="kind")],
 )
 JobResult = TypeAliasType(
-    "JobResult", Annotated[PatchingResult | AttributionResult | FeaturesResult, Field(discriminator="kind")]
+    "JobResult",
+    Annotated[PatchingResult | AttributionResult | FeaturesResult | InterventionResult, Field(discriminator="kind")],
 )
 
 
