@@ -36,4 +36,13 @@ JOBS: Mapping[str, Mapping[str, Any]] = {
         "metric": {"type": "logit_diff"},
         "top_k": 5,
     },
+    "activations": {
+        "kind": "activations",
+        "model": "smollm2-135m",
+        "prompts": [_CLEAN],
+        "sites": [
+            {"site": "resid_post", "layer": 15, "positions": [-1]},
+            {"site": "blocks.20.attn.hook_pattern", "head": 3},
+        ],
+    },
 }

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from typing_extensions import TypeAliasType
 
+from services.contracts.activations import ActivationsResult, ActivationsSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.base import Contract
 from services.contracts.errors import ErrorCode
@@ -16,11 +17,17 @@ from services.contracts.patching import PatchingResult, PatchingSpec
 
 JobSpec = TypeAliasType(
     "JobSpec",
-    Annotated[PatchingSpec | AttributionSpec | FeaturesSpec | InterventionSpec, Field(discriminator="kind")],
+    Annotated[
+        PatchingSpec | AttributionSpec | FeaturesSpec | ActivationsSpec | InterventionSpec,
+        Field(discriminator="kind"),
+    ],
 )
 JobResult = TypeAliasType(
     "JobResult",
-    Annotated[PatchingResult | AttributionResult | FeaturesResult | InterventionResult, Field(discriminator="kind")],
+    Annotated[
+        PatchingResult | AttributionResult | FeaturesResult | ActivationsResult | InterventionResult,
+        Field(discriminator="kind"),
+    ],
 )
 
 
