@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from typing_extensions import TypeAliasType
 
+from services.contracts.ablation import AblationResult, AblationSpec
 from services.contracts.activations import ActivationsResult, ActivationsSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.base import Contract
@@ -18,14 +19,14 @@ from services.contracts.patching import PatchingResult, PatchingSpec
 JobSpec = TypeAliasType(
     "JobSpec",
     Annotated[
-        PatchingSpec | AttributionSpec | FeaturesSpec | ActivationsSpec | InterventionSpec,
+        PatchingSpec | AttributionSpec | FeaturesSpec | ActivationsSpec | InterventionSpec | AblationSpec,
         Field(discriminator="kind"),
     ],
 )
 JobResult = TypeAliasType(
     "JobResult",
     Annotated[
-        PatchingResult | AttributionResult | FeaturesResult | ActivationsResult | InterventionResult,
+        PatchingResult | AttributionResult | FeaturesResult | ActivationsResult | InterventionResult | AblationResult,
         Field(discriminator="kind"),
     ],
 )
