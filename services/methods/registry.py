@@ -6,7 +6,8 @@ from services.contracts.attribution import AttributionSpec
 from services.contracts.features import FeaturesSpec
 from services.contracts.intervention import InterventionSpec
 from services.contracts.job import JobResult, JobSpec
-from services.contracts.patching import PatchingSpec
+from services.contracts.patching import ActivationPatching, PatchingSpec
+from services.contracts.path_patching import PathPatching
 from services.methods import (
     ablation,
     activation_patching,
@@ -14,6 +15,7 @@ from services.methods import (
     direct_logit_attribution,
     features,
     intervention,
+    path_patching,
 )
 from services.methods.context import MethodContext
 
@@ -22,7 +24,7 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
     """Run a specification's analysis."""
     match spec:
         case PatchingSpec():
-            return activation_patching.run(spec, context)
+            return _run_patching(spec, context)
         case AttributionSpec():
             return direct_logit_attribution.run(spec, context)
         case FeaturesSpec():
@@ -33,3 +35,11 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
             return intervention.run(spec, context)
         case ActivationsSpec():
             return activations.run(spec, context)
+
+
+def _run_patching(spec: PatchingSpec, context: MethodContext) -> JobResult:
+    match spec.method:
+        case ActivationPatching() as method:
+            return activation_patching.run(spec, method, context)
+        case PathPatching() as method:
+            return path_patching.run(spec, method, context)
