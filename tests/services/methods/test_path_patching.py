@@ -261,7 +261,7 @@ def test_many_pairs_of_different_lengths_give_means_with_standard_errors(laborat
 
 
 def test_paths_of_smollm2_equal_the_two_passes(smollm2: Laboratory) -> None:
-    senders, receivers = ["a19.h2", "m20", "a23.h3", "a20.h0"], ["a23.h3<q>", "a24.h1<v>", "a24.h2<k>", "m25"]
+    senders, receivers = ["a20.h0", "m20"], ["a23.h3<q>", "a24.h1<v>", "a24.h2<k>", "m25"]
     body = job("smollm2-135m", receivers, method={"senders": senders})
     result = run(smollm2, body)
     bench = Bench(smollm2, body, result)
