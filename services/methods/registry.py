@@ -1,5 +1,7 @@
 """Which file runs which specification: the one place where a new analysis is registered."""
 
+from services.contracts.ablation import AblationSpec
+from services.contracts.activations import ActivationsSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
@@ -7,16 +9,22 @@ from services.contracts.edge_attribution_patching import EdgeAttributionPatching
 from services.contracts.features import FeaturesSpec
 from services.contracts.gradient_x_input import GradientXInput
 from services.contracts.integrated_gradients import IntegratedGradients
+from services.contracts.intervention import InterventionSpec
 from services.contracts.job import JobResult, JobSpec
-from services.contracts.patching import PatchingSpec
+from services.contracts.patching import ActivationPatching, PatchingSpec
+from services.contracts.path_patching import PathPatching
 from services.methods import (
+    ablation,
     activation_patching,
+    activations,
     attribution_patching,
     direct_logit_attribution,
     edge_attribution_patching,
     features,
     gradient_x_input,
     integrated_gradients,
+    intervention,
+    path_patching,
 )
 from services.methods.context import MethodContext
 
@@ -25,11 +33,25 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
     """Run a specification's analysis."""
     match spec:
         case PatchingSpec():
-            return activation_patching.run(spec, context)
+            return _run_patching(spec, context)
         case AttributionSpec():
             return _run_attribution(spec, context)
+        case AblationSpec():
+            return ablation.run(spec, context)
+        case InterventionSpec():
+            return intervention.run(spec, context)
+        case ActivationsSpec():
+            return activations.run(spec, context)
         case FeaturesSpec():
             return features.run(spec, context)
+
+
+def _run_patching(spec: PatchingSpec, context: MethodContext) -> JobResult:
+    match spec.method:
+        case ActivationPatching() as method:
+            return activation_patching.run(spec, method, context)
+        case PathPatching() as method:
+            return path_patching.run(spec, method, context)
 
 
 def _run_attribution(spec: AttributionSpec, context: MethodContext) -> AttributionResult:
