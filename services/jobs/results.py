@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -29,6 +30,7 @@ MAX_INLINE_BYTES = 1024 * 1024
 MAX_RECORD_DOCUMENT_BYTES = 4 * 1024
 
 _Node = dict[str, Any]
+_RESULT: TypeAdapter[JobResult] = TypeAdapter(JobResult)
 
 
 def store_result(blobs: Blobs, job_id: str, attempt: int, result: JobResult) -> StoredResult:
@@ -71,6 +73,18 @@ def load_tensors(record: JobRecord, blobs: Blobs) -> dict[str, FloatArray]:
         name: external[name] if node["encoding"] == "external" else _inline(node)
         for name, node in _tensors(orjson.loads(load_document(record, blobs)))
     }
+
+
+def load_result(record: JobRecord, blobs: Blobs) -> JobResult:
+    """The result with every tensor inline. Raises as `load_document`."""
+    document = orjson.loads(load_document(record, blobs))
+    tensors = load_tensors(record, blobs)
+    for name, node in list(_tensors(document)):
+        if node["encoding"] == "external":
+            for field in ("href", "nbytes", "sha256"):
+                del node[field]
+            node |= {"encoding": "inline", "values": tensors[name]}
+    return _RESULT.validate_python(document)
 
 
 def load_tensor(record: JobRecord, blobs: Blobs, name: str) -> bytes:
