@@ -43,7 +43,7 @@ class Bars:
         _frame(axes, self.names, self.title, self.value_name)
         _room_for_numbers(axes, low, high)
         for height, value, error, stated in zip(heights, values, errors, self.values, strict=True):
-            text = f"{stated:.3g}" if np.isfinite(stated) else "no value"
+            text = _short(stated) if np.isfinite(stated) else "no value"
             _number(axes, float(value), float(error), float(height), text)
 
 
@@ -76,7 +76,7 @@ class PairedBars:
         for shown, offset, _ in series:
             for height, value in zip(heights, shown, strict=True):
                 if np.isfinite(value):
-                    _number(axes, float(value), 0.0, float(height + offset), f"{value:.3g}")
+                    _number(axes, float(value), 0.0, float(height + offset), _short(value))
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=labels.SMALL)
 
 
@@ -99,6 +99,10 @@ def _room_for_numbers(axes: Axes, low: float, high: float) -> None:
     """Leave a fifth of the width free beyond the longest bar of each side, for its number."""
     room = 0.2 * (high - low or 1.0)
     axes.set_xlim(low - room if low < 0 else 0.0, high + room if high > 0 else 0.0 if low < 0 else 1.0)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")
 
 
 def _number(axes: Axes, value: float, error: float, height: float, text: str) -> None:

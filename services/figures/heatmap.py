@@ -56,7 +56,9 @@ class Heatmap:
         right = _BAR_GAP + _BAR_WIDTH + _BAR_ROOM if self.bar else 0.15
         rows, columns = self.values.shape
         extra = labels.width(self.title, labels.NORMAL) - columns * width - right
-        return Extent(columns * width, rows * height, left, right + max(extra, 0.0), 0.24, bottom + 0.1)
+        return Extent(
+            columns * width, rows * height, left, right + max(extra, 0.0), 0.26 if self.title else 0.1, bottom + 0.1
+        )
 
     def draw(self, axes: Axes) -> None:
         rows, columns = self.values.shape
@@ -103,6 +105,7 @@ class Heatmap:
     def _label(self, axes: Axes) -> None:
         width, height = self._cell()
         across, down = _shown(len(self.columns), width), _shown(len(self.rows), height)
+        down = down if any(self.rows) else range(0)
         axes.set_yticks([row + 0.5 for row in down], [self.rows[row] for row in down])
         axes.set_xticks([column + 0.5 for column in across], [self.columns[column] for column in across])
         axes.tick_params(axis="x", labelrotation=0 if self._upright() else 90)

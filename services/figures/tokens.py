@@ -50,7 +50,7 @@ class TokenText:
             axes.add_patch(box)
             ink = self.scale.ink(value)
             axes.text(middle, top + _BOX / 2, token, ha="center", va="center", fontsize=_TEXT, color=ink)
-            number = f"{value:+.2f}" if np.isfinite(value) else ""
+            number = f"{value:+.2f}".replace("-", "−") if np.isfinite(value) else ""
             axes.text(middle, top + _BOX + 0.08, number, ha="center", va="center", fontsize=_NUMBER, color="#444444")
         add_colour_bar(axes, self.scale, right=0.0, down=height + 0.08, size=(2.5, 0.09), orientation="horizontal")
 

@@ -6,13 +6,13 @@ from services.contracts.attribution import AttributionResult
 from services.contracts.direct_logit_attribution import DirectLogitOutcome, DirectLogitTerms
 from services.contracts.tensor import Estimate, FloatArray
 from services.figures.bars import Bars
-from services.figures.kinds.reading import array, error, not_reported, notes, of_all, pick, title
+from services.figures.kinds.reading import array, error, not_reported, notes, number, of_all, pick, title
 from services.figures.kinds.sweep import heads_and_mlps, strongest
 from services.figures.picture import Picture
 from services.figures.scale import signed
 
 _RANKED = 20
-_LOGITS = "contribution to the metric (logits)"
+_LOGITS = "contribution (logits)"
 
 
 def direct_logit_picture(result: AttributionResult, outcome: DirectLogitOutcome, example: int | None) -> Picture:
@@ -24,7 +24,9 @@ def direct_logit_picture(result: AttributionResult, outcome: DirectLogitOutcome,
     return Picture(
         title(result, "direct logit attribution"),
         ((_ranked(terms), by_layer),),
-        notes(result, of_all(len(outcome.examples), "example", example), f"metric {metric:.3f}, the sum of all terms"),
+        notes(
+            result, of_all(len(outcome.examples), "example", example), f"metric {number(metric)}, the sum of all terms"
+        ),
     )
 
 
@@ -57,9 +59,9 @@ def _named(terms: DirectLogitTerms) -> list[tuple[list[str], Estimate]]:
     layers, heads = array(terms.heads).shape
     return [
         (["embedding"], terms.embedding),
-        ([f"L{layer}H{head}" for layer in range(layers) for head in range(heads)], terms.heads),
+        ([f"a{layer}.h{head}" for layer in range(layers) for head in range(heads)], terms.heads),
         ([f"attention bias {layer}" for layer in range(layers)], terms.attention_bias),
-        ([f"MLP {layer}" for layer in range(layers)], terms.mlps),
+        ([f"m{layer}" for layer in range(layers)], terms.mlps),
         (["final norm bias"], terms.final_norm_bias),
         (["unembedding bias"], terms.unembedding_bias),
     ]

@@ -6,7 +6,7 @@ from services.contracts.features import FeaturesResult, PromptFeatures
 from services.contracts.tensor import FloatArray
 from services.figures import labels
 from services.figures.heatmap import Heatmap
-from services.figures.kinds.reading import array, notes, of_all, pick, title
+from services.figures.kinds.reading import array, blank, notes, of_all, pick, title
 from services.figures.picture import Picture, nothing_to_draw
 from services.figures.scale import sequential
 
@@ -19,10 +19,10 @@ def features_picture(result: FeaturesResult, example: int | None) -> Picture:
     prompt = pick(result.prompts, example)
     if prompt.activations is not None:
         indices = result.features or ()
-        values, blank = array(prompt.activations).T, ""
+        values, why = array(prompt.activations).T, "no value"
     else:
         indices = tuple(feature.index for feature in prompt.top[:_STRONGEST])
-        values, blank = _listed(prompt, indices), "grey: not among the token's own strongest features"
+        values, why = _listed(prompt, indices), "not among the token's own strongest features"
     if not indices:
         raise nothing_to_draw("no feature fires on this prompt")
     heatmap = Heatmap(
@@ -40,7 +40,7 @@ def features_picture(result: FeaturesResult, example: int | None) -> Picture:
     return Picture(
         title(result, f"features of {result.sae}", f"layer {result.layer} {result.site}"),
         ((heatmap,),),
-        notes(result, of_all(len(result.prompts), "prompt", example or 0), blank, over_norm, explained),
+        notes(result, of_all(len(result.prompts), "prompt", example or 0), blank(values, why), over_norm, explained),
     )
 
 

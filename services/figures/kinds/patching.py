@@ -6,12 +6,12 @@ import numpy as np
 
 from services.contracts.patching import PatchedPair, PatchingResult
 from services.contracts.tensor import Estimate
-from services.figures.kinds.reading import array, dims, not_reported, notes, of_all, pick, title
+from services.figures.kinds.reading import array, blank, dims, not_reported, notes, number, of_all, pick, title
 from services.figures.kinds.sweep import position_names, sweep_panels
 from services.figures.picture import Picture
 from services.figures.scale import signed
 
-_NORMALIZED = "normalized effect (1: as the other run)"
+_NORMALIZED = "normalized effect"
 _EFFECT = "effect on the metric"
 
 
@@ -30,7 +30,7 @@ def patching_picture(result: PatchingResult, example: int | None) -> Picture:
     return Picture(
         title(result, "activation patching", result.site, result.mode),
         sweep_panels(values, dims(estimate), names, signed(meaning, values), marked=marked),
-        notes(result, of_all(len(result.pairs), "pair", example), _baselines(pairs), _bold(marked)),
+        notes(result, of_all(len(result.pairs), "pair", example), _baselines(pairs), _bold(marked), blank(values)),
     )
 
 
@@ -55,7 +55,7 @@ def _numbers(result: PatchingResult, example: int | None) -> tuple[Estimate, str
 def _baselines(pairs: Sequence[PatchedPair]) -> str:
     clean = float(np.mean([pair.baselines.clean for pair in pairs]))
     corrupted = float(np.mean([pair.baselines.corrupted for pair in pairs]))
-    return f"metric: clean {clean:.3f}, corrupted {corrupted:.3f}"
+    return f"metric: clean {number(clean)}, corrupted {number(corrupted)}"
 
 
 def _bold(marked: frozenset[int]) -> str:

@@ -57,12 +57,22 @@ def not_reported(example: int, flag: str) -> Conflict:
 
 def title(result: Result, *parts: str) -> str:
     """What was done, how, and to which model."""
-    return " · ".join([*(part.replace("_", " ") for part in parts if part), result.provenance.model])
+    return " · ".join([*filter(None, parts), result.provenance.model])
 
 
 def notes(result: Result, *first: str) -> tuple[str, ...]:
     """The notes of a kind, then the result's own warnings."""
     return tuple(labels.shorten(note, _NOTE_CHARACTERS) for note in (*first, *result.warnings[:3]) if note)
+
+
+def number(value: float) -> str:
+    """Three decimals, with a true minus."""
+    return f"{value:.3f}".replace("-", "−")
+
+
+def blank(values: FloatArray, why: str = "no value") -> str:
+    """What grey cells mean, where there are any."""
+    return "" if np.isfinite(values).all() else f"grey: {why}"
 
 
 def of_all(count: int, what: str, example: int | None) -> str:

@@ -46,7 +46,7 @@ def sweep_panels(
             for at, name in enumerate(positions)
         ]
         return grid(maps, _IN_A_ROW)
-    rows = [f"L{layer}H{head}" for layer in layers for head in heads]
+    rows = [f"a{layer}.h{head}" for layer in layers for head in heads]
     flat = values.reshape(len(rows), len(positions))
     return ((strongest_rows(flat, rows, positions, scale, title=title, what="head", marked=marked),),)
 
