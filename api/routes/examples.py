@@ -28,4 +28,13 @@ JOBS: Mapping[str, Mapping[str, Any]] = {
         "prompts": ["The Eiffel Tower is in Paris"],
         "top_k": 10,
     },
+    "activations": {
+        "kind": "activations",
+        "model": "smollm2-135m",
+        "prompts": [_CLEAN],
+        "sites": [
+            {"site": "resid_post", "layer": 15, "positions": [-1]},
+            {"site": "blocks.20.attn.hook_pattern", "head": 3},
+        ],
+    },
 }

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from typing_extensions import TypeAliasType
 
+from services.contracts.activations import ActivationsResult, ActivationsSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.base import Contract
 from services.contracts.errors import ErrorCode
@@ -14,10 +15,18 @@ from services.contracts.features import FeaturesResult, FeaturesSpec
 from services.contracts.patching import PatchingResult, PatchingSpec
 
 JobSpec = TypeAliasType(
-    "JobSpec", Annotated[PatchingSpec | AttributionSpec | FeaturesSpec, Field(discriminator="kind")]
+    "JobSpec",
+    Annotated[
+        PatchingSpec | AttributionSpec | FeaturesSpec | ActivationsSpec,
+        Field(discriminator="kind"),
+    ],
 )
 JobResult = TypeAliasType(
-    "JobResult", Annotated[PatchingResult | AttributionResult | FeaturesResult, Field(discriminator="kind")]
+    "JobResult",
+    Annotated[
+        PatchingResult | AttributionResult | FeaturesResult | ActivationsResult,
+        Field(discriminator="kind"),
+    ],
 )
 
 
