@@ -1,9 +1,11 @@
 """Which picture a result has, by its kind and its method."""
 
+from services.contracts.activations import ActivationsResult
 from services.contracts.attribution import AttributionResult
 from services.contracts.features import FeaturesResult
 from services.contracts.job import JobResult
 from services.contracts.patching import PatchingResult
+from services.figures.kinds.activations import activations_picture
 from services.figures.kinds.direct_logit import direct_logit_picture
 from services.figures.kinds.features import features_picture
 from services.figures.kinds.patching import patching_picture
@@ -22,3 +24,5 @@ def picture_of(result: JobResult, example: int | None) -> Picture:
             return direct_logit_picture(result, result.attribution, example)
         case FeaturesResult():
             return features_picture(result, example)
+        case ActivationsResult():
+            return activations_picture(result, example)
