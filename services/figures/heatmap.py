@@ -21,6 +21,8 @@ _MIN_CELL = 0.01
 _LABEL_PITCH = 0.125
 """The least distance between two labels, in inches: where cells are smaller, every second or third is labelled."""
 _BAR_WIDTH, _BAR_GAP, _BAR_ROOM = 0.12, 0.12, 0.75
+_TEXT_COST = 25
+"""A cell with a text takes as long to draw as so many without."""
 _RASTERED_FROM = 10_000
 """From so many cells on they go into the SVG as one image."""
 
@@ -43,11 +45,12 @@ class Heatmap:
     marked: frozenset[int] = frozenset()
     rule_before: int | None = None
     up: bool = False
+    square: bool = False
     bar: bool = True
 
     @property
     def cells(self) -> int:
-        return int(self.values.size)
+        return int(self.values.size) * (1 if self.texts is None else _TEXT_COST)
 
     def extent(self) -> Extent:
         width, height = self._cell()
@@ -87,10 +90,12 @@ class Heatmap:
 
     def _cell(self) -> tuple[float, float]:
         rows, columns = self.values.shape
-        width = CELL_WIDTH
+        width, widest = CELL_HEIGHT if self.square else CELL_WIDTH, _MAX_SIDE / columns
         if self.texts is not None:
-            width = max(width, labels.widest([text for row in self.texts for text in row], labels.SMALL) + 0.08)
-        width, height = min(width, _MAX_SIDE / columns), min(CELL_HEIGHT, _MAX_SIDE / rows)
+            width = widest = max(
+                width, labels.widest([text for row in self.texts for text in row], labels.SMALL) + 0.08
+            )
+        width, height = min(width, widest), min(CELL_HEIGHT, _MAX_SIDE / rows)
         if min(width, height) < _MIN_CELL:
             raise too_large(f"{rows:,} × {columns:,} cells side by side")
         return width, height

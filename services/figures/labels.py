@@ -6,6 +6,7 @@ A token's spaces matter, so they are drawn as ␣. What has no glyph, and what w
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.textpath import TextToPath
@@ -30,9 +31,9 @@ def families() -> tuple[str, ...]:
     return (FONT, *(name for name in _MORE_FONTS if name in installed))
 
 
-def token(text: str) -> str:
+def token(text: str, characters: int = _MAX_CHARACTERS) -> str:
     """A token as it looks in a picture: short, with its spaces shown."""
-    return shorten("".join("␣" if character == " " else _visible(character) for character in text))
+    return _joined(["␣" if character == " " else _visible(character) for character in text], characters)
 
 
 def tokens(texts: Sequence[str]) -> tuple[str, ...]:
@@ -41,10 +42,10 @@ def tokens(texts: Sequence[str]) -> tuple[str, ...]:
 
 def plain(text: str) -> str:
     """Words (a name that a client gave, say) with their spaces left as they are."""
-    return shorten("".join(_visible(character) for character in text))
+    return _joined([_visible(character) for character in text], _MAX_CHARACTERS)
 
 
-def shorten(text: str, characters: int = _MAX_CHARACTERS) -> str:
+def shorten(text: str, characters: int) -> str:
     return text if len(text) <= characters else f"{text[: characters - 1]}…"
 
 
@@ -59,6 +60,15 @@ def width(text: str, size: float) -> float:
 def widest(texts: Sequence[str], size: float) -> float:
     """The width of the widest line; 0 for none."""
     return max((width(text, size) for text in texts), default=0.0)
+
+
+def _joined(parts: Sequence[str], characters: int) -> str:
+    """The parts that fit: an escape is shown whole or not at all."""
+    text = "".join(parts)
+    if len(text) <= characters:
+        return text
+    lengths = accumulate(len(part) for part in parts)
+    return "".join(part for part, end in zip(parts, lengths, strict=True) if end < characters) + "…"
 
 
 def _visible(character: str) -> str:

@@ -31,4 +31,5 @@ def _square(
         title=title,
         row_name="query",
         column_name="key",
+        square=True,
     )

@@ -21,10 +21,10 @@ def token_table(
     return Heatmap(
         values=values,
         rows=tuple(rows),
-        columns=labels.tokens(columns),
+        columns=tuple(columns),
         scale=scale,
         title=title,
         row_name="layer",
-        texts=tuple(tuple(labels.shorten(labels.token(text), 10) for text in row) for row in top),
+        texts=tuple(tuple(labels.token(text, 10) for text in row) for row in top),
         up=True,
     )

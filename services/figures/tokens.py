@@ -18,6 +18,8 @@ _LINE, _BOX = 0.46, 0.22
 _PADDING = 0.05
 _TEXT = 9.0
 _NUMBER = 6.0
+_COST = 50
+"""A token takes as long to draw as so many plain cells of a heatmap."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +33,12 @@ class TokenText:
 
     @property
     def cells(self) -> int:
-        return len(self.tokens)
+        return _COST * len(self.tokens)
 
     def extent(self) -> Extent:
         lines = max((line for line, _, _ in self._boxes()), default=0) + 1
         extra = labels.width(self.title, labels.NORMAL) - _WIDTH
-        return Extent(_WIDTH, lines * _LINE, 0.05, max(extra, 0.0) + 0.1, 0.3, 0.62)
+        return Extent(_WIDTH, lines * _LINE, 0.05, max(extra, 0.0) + 0.1, 0.3 if self.title else 0.1, 0.62)
 
     def draw(self, axes: Axes) -> None:
         height = self.extent().height

@@ -59,6 +59,6 @@ def _name(result: FeaturesResult, index: int) -> str:
     """The feature's number and the tokens that it promotes."""
     effect = next((effect for effect in result.effects if effect.index == index), None)
     promoted = (
-        [labels.shorten(labels.token(token.token), 10) for token in effect.promoted[:_PROMOTED]] if effect else []
+        [labels.token(token.token, 10) for token in effect.promoted[:_PROMOTED]] if effect else []
     )
     return f"{index}  {' '.join(promoted)}".rstrip()

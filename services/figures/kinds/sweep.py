@@ -109,7 +109,7 @@ def _token_at(prompts: Sequence[PromptTokens], position: int) -> str:
     texts = list(dict.fromkeys(prompt.strings[position] for prompt in prompts))
     if len(texts) > 2:
         return str(position)
-    return "/".join(labels.shorten(text, 12) for text in labels.tokens(texts))
+    return "/".join(labels.token(text, 12) for text in texts)
 
 
 def _map(
