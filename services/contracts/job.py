@@ -12,19 +12,20 @@ from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.base import Contract
 from services.contracts.errors import ErrorCode
 from services.contracts.features import FeaturesResult, FeaturesSpec
+from services.contracts.intervention import InterventionResult, InterventionSpec
 from services.contracts.patching import PatchingResult, PatchingSpec
 
 JobSpec = TypeAliasType(
     "JobSpec",
     Annotated[
-        PatchingSpec | AttributionSpec | FeaturesSpec | ActivationsSpec,
+        PatchingSpec | AttributionSpec | FeaturesSpec | ActivationsSpec | InterventionSpec,
         Field(discriminator="kind"),
     ],
 )
 JobResult = TypeAliasType(
     "JobResult",
     Annotated[
-        PatchingResult | AttributionResult | FeaturesResult | ActivationsResult,
+        PatchingResult | AttributionResult | FeaturesResult | ActivationsResult | InterventionResult,
         Field(discriminator="kind"),
     ],
 )
