@@ -58,7 +58,5 @@ def _listed(prompt: PromptFeatures, indices: tuple[int, ...]) -> FloatArray:
 def _name(result: FeaturesResult, index: int) -> str:
     """The feature's number and the tokens that it promotes."""
     effect = next((effect for effect in result.effects if effect.index == index), None)
-    promoted = (
-        [labels.token(token.token, 10) for token in effect.promoted[:_PROMOTED]] if effect else []
-    )
+    promoted = [labels.token(token.token, 10) for token in effect.promoted[:_PROMOTED]] if effect else []
     return f"{index}  {' '.join(promoted)}".rstrip()

@@ -1,0 +1,180 @@
+"""The picture of each kind of result, read back from its SVG."""
+
+import numpy as np
+import pytest
+
+from services.contracts.errors import Conflict, ErrorCode, Refused
+from services.contracts.job import JobResult
+from services.figures.draw import draw
+from services.figures.sheet import MEDIA_TYPES
+from tests.services.figures import samples
+from tests.services.figures.reading import drawn, part, texts
+
+LAYERS_BY_POSITIONS = samples.patching(("layer", "position"), samples.ramp(3, 8))
+LAYERS_BY_HEADS = samples.patching(("layer", "head"), samples.ramp(3, 4), count=8)
+BY_NAMED_POSITIONS = samples.patching(
+    ("layer", "head", "position"), samples.ramp(3, 4, 2), count=8, positions=("S2", "END")
+)
+BY_ALL_POSITIONS = samples.patching(("layer", "head", "position"), samples.ramp(5, 6, 20), prompt=("a",) * 20)
+
+RESULTS: dict[str, JobResult] = {
+    "layers by positions": LAYERS_BY_POSITIONS,
+    "layers by heads": LAYERS_BY_HEADS,
+    "heads by named positions": BY_NAMED_POSITIONS,
+    "heads by all positions": BY_ALL_POSITIONS,
+    "embeddings by positions": samples.patching(("position",), samples.ramp(8)),
+    "direct logit attribution": samples.direct_logit(),
+    "direct logit attribution of many": samples.direct_logit(8),
+    "features": samples.features(),
+    "features asked for": samples.features(asked=True),
+    "activations": samples.activations(),
+    "intervention": samples.intervention(),
+    "intervention on many": samples.intervention(50),
+    "intervention without a metric": samples.intervention(metric=False),
+}
+
+
+@pytest.mark.parametrize("media_type", MEDIA_TYPES)
+@pytest.mark.parametrize("name", RESULTS)
+def test_every_kind_has_a_picture_in_every_representation(name: str, media_type: str) -> None:
+    picture = draw(RESULTS[name], media_type)
+    assert picture.startswith(b"<?xml" if media_type == "image/svg+xml" else b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_the_picture_says_which_model_it_is_of(name: str) -> None:
+    assert any(text.endswith(" · tiny") for text in texts(drawn(RESULTS[name])))
+
+
+def test_a_sweep_over_positions_has_a_label_per_layer_and_token() -> None:
+    shown = texts(part(drawn(LAYERS_BY_POSITIONS), "panel-0"))
+    assert {"0", "1", "2", "When", "␣Mary", "␣John/␣Mary", "layer", "position"} <= set(shown)
+
+
+def test_the_colour_scale_is_centred_on_zero_and_says_what_it_measures() -> None:
+    shown = texts(part(drawn(LAYERS_BY_POSITIONS), "panel-0-scale"))
+    ticks = [float(text.replace("−", "-")) for text in shown if text != "normalized effect"]
+    assert len(ticks) < len(shown)
+    assert ticks == sorted(ticks)
+    assert ticks == [-tick for tick in reversed(ticks)]
+
+
+def test_a_cell_without_a_value_is_blank_and_the_picture_says_so() -> None:
+    assert "grey: no value" in texts(drawn(LAYERS_BY_POSITIONS))
+    whole = samples.patching(("layer", "position"), np.ones((3, 8), dtype=np.float32))
+    assert "grey: no value" not in texts(drawn(whole))
+
+
+def test_a_result_without_any_value_is_drawn_blank() -> None:
+    assert drawn(samples.patching(("layer", "position"), np.full((3, 8), np.nan, dtype=np.float32))) is not None
+
+
+def test_the_picture_of_many_pairs_is_that_of_their_mean() -> None:
+    one, many = (samples.patching(("layer", "position"), samples.ramp(3, 8), count=count) for count in (1, 8))
+    assert cells(many) == cells(one)
+    assert "mean over 8 pairs" in texts(drawn(many))
+
+
+def test_heads_at_few_positions_have_a_map_per_position() -> None:
+    picture = drawn(BY_NAMED_POSITIONS)
+    assert "S2" in texts(part(picture, "panel-0"))
+    assert "END" in texts(part(picture, "panel-1"))
+
+
+def test_heads_at_many_positions_are_the_strongest_ones() -> None:
+    shown = texts(drawn(BY_ALL_POSITIONS))
+    rows = [text for text in shown if text.startswith("a") and ".h" in text]
+    assert "the 24 strongest of 30 heads" in shown
+    assert rows[0] == "a4.h5"
+    assert len(rows) == 24
+
+
+def test_components_are_ranked_by_magnitude() -> None:
+    shown = texts(part(drawn(samples.direct_logit()), "panel-0"))
+    assert shown[0] != "embedding"
+    names = [text for text in shown if text.startswith(("a0", "a1", "a2", "m", "embedding"))]
+    assert names[:2] == ["m0", "a2.h2"]
+
+
+def test_features_are_told_by_the_tokens_that_they_promote() -> None:
+    shown = texts(drawn(samples.features()))
+    assert {"7  ␣Paris", "8", "bold: over the SAE's norm threshold, left out"} <= set(shown)
+
+
+def test_features_asked_for_are_the_ones_drawn() -> None:
+    assert "42" in texts(drawn(samples.features(asked=True)))
+
+
+def test_a_feature_that_never_fires_leaves_nothing_to_draw() -> None:
+    result = samples.features()
+    silent = result.prompts[0].model_copy(update={"top": ()})
+    with pytest.raises(Conflict) as refusal:
+        drawn(result.model_copy(update={"prompts": (silent,)}))
+    assert refusal.value.code == ErrorCode.NO_FIGURE
+
+
+def test_attention_that_was_read_is_drawn_as_query_by_key() -> None:
+    shown = texts(drawn(samples.activations()))
+    assert {"resid_post", "z", "pattern a1.h0", "pattern a1.h1", "attn_scores a1.h0", "query", "key"} <= set(shown)
+    assert "grey: not read, or masked" in shown
+
+
+def test_an_intervention_shows_the_metric_and_the_likeliest_tokens_of_both_runs() -> None:
+    shown = texts(drawn(samples.intervention()))
+    assert {"unpatched", "patched", "␣Mary", "␣John", "likeliest next tokens of example 0"} <= set(shown)
+
+
+def test_an_intervention_that_read_activations_alone_refers_to_their_kind() -> None:
+    with pytest.raises(Conflict, match="activations") as refusal:
+        drawn(samples.intervention(metric=False, top=()))
+    assert refusal.value.code == ErrorCode.NO_FIGURE
+
+
+def test_one_pair_of_many_is_drawn_when_its_effects_were_asked_for() -> None:
+    result = samples.patching(("layer", "position"), samples.ramp(3, 8), count=2, own=True)
+    shown = texts(drawn(result, example=1))
+    assert {"pair 1 of 2 (from 0)", "effect on the metric"} <= set(shown)
+
+
+def test_one_pair_whose_effects_were_not_asked_for_is_a_conflict_that_names_the_flag() -> None:
+    with pytest.raises(Conflict, match="per_pair") as refusal:
+        drawn(LAYERS_BY_HEADS, example=1)
+    assert refusal.value.code == ErrorCode.NO_FIGURE
+    with pytest.raises(Conflict, match="per_example"):
+        drawn(samples.direct_logit(8), example=1)
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_an_example_that_does_not_exist_is_refused(name: str) -> None:
+    with pytest.raises(Refused, match="no example 99") as refusal:
+        drawn(RESULTS[name], example=99)
+    assert refusal.value.code == ErrorCode.UNKNOWN_EXAMPLE
+
+
+def test_the_single_pair_is_drawn_alike_by_its_number() -> None:
+    assert cells(LAYERS_BY_POSITIONS) == cells(LAYERS_BY_POSITIONS, example=0)
+
+
+@pytest.mark.parametrize("media_type", MEDIA_TYPES)
+@pytest.mark.parametrize(
+    "result",
+    [
+        samples.patching(("layer", "position"), samples.ramp(2, len(samples.HARD)), prompt=samples.HARD),
+        samples.features(samples.HARD),
+        samples.activations(samples.HARD),
+        samples.intervention(top=samples.HARD),
+    ],
+)
+def test_no_token_is_too_hard_to_draw(result: JobResult, media_type: str) -> None:
+    assert draw(result, media_type)
+
+
+def test_tokens_are_text_and_never_markup_or_formulas() -> None:
+    shown = texts(drawn(samples.features(samples.HARD)))
+    assert {"$x_1$", "<b>&", "\\n", "\\x00", "␣Привет", "\\u202e", "a--b"} <= set(shown)
+
+
+def cells(result: JobResult, example: int | None = None) -> list[str]:
+    """The colours of the first panel's cells."""
+    marks = part(drawn(result, example), "panel-0").iter()
+    return [mark.get("style", "") for mark in marks if "fill: #" in mark.get("style", "")]
