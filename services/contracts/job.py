@@ -12,19 +12,20 @@ from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.base import Contract
 from services.contracts.errors import ErrorCode
 from services.contracts.features import FeaturesResult, FeaturesSpec
+from services.contracts.logit_lens import LogitLensResult, LogitLensSpec
 from services.contracts.patching import PatchingResult, PatchingSpec
 
 JobSpec = TypeAliasType(
     "JobSpec",
     Annotated[
-        PatchingSpec | AttributionSpec | FeaturesSpec | ActivationsSpec,
+        PatchingSpec | AttributionSpec | FeaturesSpec | ActivationsSpec | LogitLensSpec,
         Field(discriminator="kind"),
     ],
 )
 JobResult = TypeAliasType(
     "JobResult",
     Annotated[
-        PatchingResult | AttributionResult | FeaturesResult | ActivationsResult,
+        PatchingResult | AttributionResult | FeaturesResult | ActivationsResult | LogitLensResult,
         Field(discriminator="kind"),
     ],
 )

@@ -4,8 +4,9 @@ from services.contracts.activations import ActivationsSpec
 from services.contracts.attribution import AttributionSpec
 from services.contracts.features import FeaturesSpec
 from services.contracts.job import JobResult, JobSpec
+from services.contracts.logit_lens import LogitLensSpec
 from services.contracts.patching import PatchingSpec
-from services.methods import activation_patching, activations, direct_logit_attribution, features
+from services.methods import activation_patching, activations, direct_logit_attribution, features, logit_lens
 from services.methods.context import MethodContext
 
 
@@ -20,3 +21,5 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
             return features.run(spec, context)
         case ActivationsSpec():
             return activations.run(spec, context)
+        case LogitLensSpec():
+            return logit_lens.run(spec, context)
