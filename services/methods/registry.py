@@ -5,8 +5,16 @@ from services.contracts.attribution import AttributionSpec
 from services.contracts.features import FeaturesSpec
 from services.contracts.intervention import InterventionSpec
 from services.contracts.job import JobResult, JobSpec
+from services.contracts.logit_lens import LogitLensSpec
 from services.contracts.patching import PatchingSpec
-from services.methods import activation_patching, activations, direct_logit_attribution, features, intervention
+from services.methods import (
+    activation_patching,
+    activations,
+    direct_logit_attribution,
+    features,
+    intervention,
+    logit_lens,
+)
 from services.methods.context import MethodContext
 
 
@@ -23,3 +31,5 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
             return intervention.run(spec, context)
         case ActivationsSpec():
             return activations.run(spec, context)
+        case LogitLensSpec():
+            return logit_lens.run(spec, context)
