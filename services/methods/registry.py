@@ -1,8 +1,11 @@
 """Which file runs which specification: the one place where a new analysis is registered."""
 
 from services.contracts.activations import ActivationsSpec
-from services.contracts.attribution import AttributionSpec
+from services.contracts.attribution import AttributionResult, AttributionSpec
+from services.contracts.direct_logit_attribution import DirectLogitAttribution
 from services.contracts.features import FeaturesSpec
+from services.contracts.gradient_x_input import GradientXInput
+from services.contracts.integrated_gradients import IntegratedGradients
 from services.contracts.intervention import InterventionSpec
 from services.contracts.job import JobResult, JobSpec
 from services.contracts.logit_lens import LogitLensSpec
@@ -12,6 +15,8 @@ from services.methods import (
     activations,
     direct_logit_attribution,
     features,
+    gradient_x_input,
+    integrated_gradients,
     intervention,
     logit_lens,
 )
@@ -24,7 +29,7 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
         case PatchingSpec():
             return activation_patching.run(spec, context)
         case AttributionSpec():
-            return direct_logit_attribution.run(spec, context)
+            return _run_attribution(spec, context)
         case FeaturesSpec():
             return features.run(spec, context)
         case InterventionSpec():
@@ -33,3 +38,13 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
             return activations.run(spec, context)
         case LogitLensSpec():
             return logit_lens.run(spec, context)
+
+
+def _run_attribution(spec: AttributionSpec, context: MethodContext) -> AttributionResult:
+    match spec.method:
+        case DirectLogitAttribution():
+            return direct_logit_attribution.run(spec, context)
+        case GradientXInput():
+            return gradient_x_input.run(spec, context)
+        case IntegratedGradients() as method:
+            return integrated_gradients.run(method, spec, context)

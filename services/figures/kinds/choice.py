@@ -2,14 +2,20 @@
 
 from services.contracts.activations import ActivationsResult
 from services.contracts.attribution import AttributionResult
+from services.contracts.direct_logit_attribution import DirectLogitOutcome
 from services.contracts.features import FeaturesResult
+from services.contracts.gradient_x_input import GradientXInputOutcome
+from services.contracts.integrated_gradients import IntegratedGradientsOutcome
 from services.contracts.intervention import InterventionResult
 from services.contracts.job import JobResult
+from services.contracts.logit_lens import LogitLensResult
 from services.contracts.patching import PatchingResult
 from services.figures.kinds.activations import activations_picture
 from services.figures.kinds.direct_logit import direct_logit_picture
 from services.figures.kinds.features import features_picture
+from services.figures.kinds.input_tokens import gradient_x_input_picture, integrated_gradients_picture
 from services.figures.kinds.intervention import intervention_picture
+from services.figures.kinds.logit_lens import logit_lens_picture
 from services.figures.kinds.patching import patching_picture
 from services.figures.picture import Picture
 
@@ -23,10 +29,22 @@ def picture_of(result: JobResult, example: int | None) -> Picture:
         case PatchingResult():
             return patching_picture(result, example)
         case AttributionResult():
-            return direct_logit_picture(result, result.attribution, example)
+            return _attribution_picture(result, example)
         case FeaturesResult():
             return features_picture(result, example)
         case ActivationsResult():
             return activations_picture(result, example)
         case InterventionResult():
             return intervention_picture(result, example)
+        case LogitLensResult():
+            return logit_lens_picture(result, example)
+
+
+def _attribution_picture(result: AttributionResult, example: int | None) -> Picture:
+    match result.attribution:
+        case DirectLogitOutcome() as outcome:
+            return direct_logit_picture(result, outcome, example)
+        case GradientXInputOutcome() as outcome:
+            return gradient_x_input_picture(result, outcome, example)
+        case IntegratedGradientsOutcome() as outcome:
+            return integrated_gradients_picture(result, outcome, example)
