@@ -64,11 +64,7 @@ def load_document(record: JobRecord, blobs: Blobs) -> bytes:
 
 def load_tensors(record: JobRecord, blobs: Blobs) -> dict[str, FloatArray]:
     """Every tensor of the result in its shape, inline or external, by name. Raises as `load_document`."""
-    stored = _stored(record)
-    try:
-        external = load(_get(blobs, record, stored.tensors_blob)) if stored.tensors_blob else {}
-    except SafetensorError as error:
-        raise _lost(record) from error
+    external = _external(record, blobs)
     return {
         name: external[name] if node["encoding"] == "external" else _inline(node)
         for name, node in _tensors(orjson.loads(load_document(record, blobs)))
@@ -78,12 +74,12 @@ def load_tensors(record: JobRecord, blobs: Blobs) -> dict[str, FloatArray]:
 def load_result(record: JobRecord, blobs: Blobs) -> JobResult:
     """The result with every tensor inline. Raises as `load_document`."""
     document = orjson.loads(load_document(record, blobs))
-    tensors = load_tensors(record, blobs)
+    external = _external(record, blobs)
     for name, node in list(_tensors(document)):
         if node["encoding"] == "external":
             for field in ("href", "nbytes", "sha256"):
                 del node[field]
-            node |= {"encoding": "inline", "values": tensors[name]}
+            node |= {"encoding": "inline", "values": external[name]}
     return _RESULT.validate_python(document)
 
 
@@ -118,6 +114,14 @@ def _tensors(node: Any, path: str = "") -> Iterator[tuple[str, _Node]]:
 def _make_external(node: _Node, href: str) -> None:
     data = node.pop("values").tobytes()
     node |= {"encoding": "external", "href": href, "nbytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _external(record: JobRecord, blobs: Blobs) -> dict[str, FloatArray]:
+    stored = _stored(record)
+    try:
+        return load(_get(blobs, record, stored.tensors_blob)) if stored.tensors_blob else {}
+    except SafetensorError as error:
+        raise _lost(record) from error
 
 
 def _inline(node: _Node) -> FloatArray:

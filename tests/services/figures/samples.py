@@ -18,6 +18,8 @@ from services.contracts.features import (
     Reconstruction,
     TokenFeatures,
 )
+from services.contracts.gradient_x_input import GradientXInputOutcome, InputAttributions
+from services.contracts.integrated_gradients import IntegratedExample, IntegratedGradientsOutcome
 from services.contracts.intervention import (
     ChangedExample,
     InterventionResult,
@@ -25,6 +27,7 @@ from services.contracts.intervention import (
     PredictedToken,
     PredictedTokens,
 )
+from services.contracts.logit_lens import LensExample, LensLayer, LensToken, LogitLensResult
 from services.contracts.patching import PatchedPair, PatchingResult
 from services.contracts.result import Baselines, PairTokens, PromptTokens, Provenance, SaeProvenance, Usage, Versions
 from services.contracts.site import SiteName
@@ -187,3 +190,41 @@ def intervention(
     )
     effect = ScalarStatistic(mean=-4.0, standard_error=None if count == 1 else 0.5, count=count)
     return InterventionResult(examples=(example,) * count, effect=effect if metric else None, **about("intervention"))
+
+
+def gradient_x_input(strings: tuple[str, ...] = CLEAN) -> AttributionResult:
+    values = InlineTensor.of(ramp(len(strings)), ("position",))
+    example = InputAttributions(tokens=tokens(strings), metric=3.0, attributions=values)
+    return AttributionResult(
+        attribution=GradientXInputOutcome(examples=(example, example)), **about("gradient_x_input")
+    )
+
+
+def integrated_gradients(strings: tuple[str, ...] = CLEAN) -> AttributionResult:
+    example = IntegratedExample(
+        tokens=tokens(strings),
+        baseline_tokens=tokens(strings),
+        metric=3.0,
+        baseline_metric=-4.0,
+        attributions=InlineTensor.of(ramp(len(strings)), ("position",)),
+        sum=6.99,
+        completeness_gap=0.01,
+    )
+    outcome = IntegratedGradientsOutcome(baseline="corrupted", steps=50, quadrature="midpoint", examples=(example,))
+    return AttributionResult(attribution=outcome, **about("integrated_gradients"))
+
+
+def logit_lens(predicted: tuple[str, ...] = CLEAN, *, metric: bool = True) -> LogitLensResult:
+    """Three rows by as many positions as there are predicted tokens, each read off once per row."""
+    layers: tuple[LensLayer, ...] = ("embed", 0, 1)
+    top = tuple(LensToken(token_id=7, token=text, logit=9.0, probability=0.5) for text in predicted)
+    values = InlineTensor.of(ramp(len(layers), len(predicted)), ("layer", "position"))
+    example = LensExample(
+        tokens=tokens(predicted),
+        positions=tuple(range(len(predicted))),
+        top=tuple(tuple((token,) for token in top) for _ in layers),
+        entropy=values,
+        kl=values,
+        metric=values if metric else None,
+    )
+    return LogitLensResult(layers=layers, examples=(example,), **about("logit_lens"))

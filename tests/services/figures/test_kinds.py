@@ -28,6 +28,10 @@ RESULTS: dict[str, JobResult] = {
     "features": samples.features(),
     "features asked for": samples.features(asked=True),
     "activations": samples.activations(),
+    "gradient x input": samples.gradient_x_input(),
+    "integrated gradients": samples.integrated_gradients(),
+    "logit lens": samples.logit_lens(),
+    "logit lens without a metric": samples.logit_lens(metric=False),
     "intervention": samples.intervention(),
     "intervention on many": samples.intervention(50),
     "intervention without a metric": samples.intervention(metric=False),
@@ -119,6 +123,27 @@ def test_attention_that_was_read_is_drawn_as_query_by_key() -> None:
     assert "grey: not read, or masked" in shown
 
 
+def test_attributions_are_running_text_with_a_number_below_each_token() -> None:
+    shown = texts(part(drawn(samples.gradient_x_input()), "panel-0"))
+    assert shown[:4] == ["When", "−1.00", "␣John", "−0.57"]
+
+
+def test_integrated_gradients_state_what_is_missing_to_completeness() -> None:
+    (stated,) = [text for text in texts(drawn(samples.integrated_gradients())) if "completeness" in text]
+    assert "sum of attributions 6.990, completeness gap 0.010" in stated
+
+
+def test_the_logit_lens_has_the_likeliest_token_in_every_cell() -> None:
+    table = texts(part(drawn(samples.logit_lens()), "panel-0"))
+    assert table.count("␣Mary") == 3 + 1
+    assert {"embed", "0", "1"} <= set(table)
+
+
+def test_the_logit_lens_shows_the_metric_beside_the_divergence() -> None:
+    assert {"metric", "divergence"} <= set(texts(drawn(samples.logit_lens())))
+    assert "metric" not in texts(drawn(samples.logit_lens(metric=False)))
+
+
 def test_an_intervention_shows_the_metric_and_the_likeliest_tokens_of_both_runs() -> None:
     shown = texts(drawn(samples.intervention()))
     assert {"unpatched", "patched", "␣Mary", "␣John", "likeliest next tokens of example 0"} <= set(shown)
@@ -163,6 +188,8 @@ def test_the_single_pair_is_drawn_alike_by_its_number() -> None:
         samples.features(samples.HARD),
         samples.activations(samples.HARD),
         samples.intervention(top=samples.HARD),
+        samples.gradient_x_input(samples.HARD),
+        samples.logit_lens(samples.HARD),
     ],
 )
 def test_no_token_is_too_hard_to_draw(result: JobResult, media_type: str) -> None:
