@@ -86,7 +86,10 @@ class Heatmap:
             width, height = self._cell()
             tall = min(max(rows * height, 1.0), 3.0)
             place = columns * width + _BAR_GAP
-            add_colour_bar(axes, self.scale, right=place, down=0.0, size=(_BAR_WIDTH, tall), orientation="vertical")
+            size = (_BAR_WIDTH, tall)
+            add_colour_bar(
+                axes, self.scale, right=place, down=0.0, size=size, orientation="vertical", values=self.values
+            )
 
     def _cell(self) -> tuple[float, float]:
         rows, columns = self.values.shape

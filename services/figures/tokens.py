@@ -1,5 +1,6 @@
 """Tokens as running text, each on the colour of its number, with the number below it."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -52,9 +53,25 @@ class TokenText:
             axes.add_patch(box)
             ink = self.scale.ink(value)
             axes.text(middle, top + _BOX / 2, token, ha="center", va="center", fontsize=_TEXT, color=ink)
-            number = f"{value:+.2f}".replace("-", "−") if np.isfinite(value) else ""
-            axes.text(middle, top + _BOX + 0.08, number, ha="center", va="center", fontsize=_NUMBER, color="#444444")
-        add_colour_bar(axes, self.scale, right=0.0, down=height + 0.08, size=(2.5, 0.09), orientation="horizontal")
+            axes.text(
+                middle,
+                top + _BOX + 0.08,
+                self._number(value),
+                ha="center",
+                va="center",
+                fontsize=_NUMBER,
+                color="#444444",
+            )
+        below, size = height + 0.08, (2.5, 0.09)
+        add_colour_bar(axes, self.scale, right=0.0, down=below, size=size, orientation="horizontal", values=self.values)
+
+    def _number(self, value: float) -> str:
+        """As many decimals as the largest number needs to show two or three digits."""
+        if not np.isfinite(value):
+            return ""
+        decimals = min(max(2 - math.floor(math.log10(self.scale.high)), 0), 9)
+        text = f"{value:+.{decimals}f}"
+        return "0" if float(text) == 0 else text.replace("-", "−")
 
     def _boxes(self) -> Iterator[tuple[int, float, float]]:
         """Each token's line, left edge and width, in inches."""

@@ -1,5 +1,6 @@
 """Which picture a result has, by its kind and its method."""
 
+from services.contracts.ablation import AblationResult
 from services.contracts.activations import ActivationsResult
 from services.contracts.attribution import AttributionResult
 from services.contracts.direct_logit_attribution import DirectLogitOutcome
@@ -10,6 +11,7 @@ from services.contracts.intervention import InterventionResult
 from services.contracts.job import JobResult
 from services.contracts.logit_lens import LogitLensResult
 from services.contracts.patching import PatchingResult
+from services.figures.kinds.ablation import ablation_picture
 from services.figures.kinds.activations import activations_picture
 from services.figures.kinds.direct_logit import direct_logit_picture
 from services.figures.kinds.features import features_picture
@@ -30,6 +32,8 @@ def picture_of(result: JobResult, example: int | None) -> Picture:
             return patching_picture(result, example)
         case AttributionResult():
             return _attribution_picture(result, example)
+        case AblationResult():
+            return ablation_picture(result, example)
         case FeaturesResult():
             return features_picture(result, example)
         case ActivationsResult():

@@ -24,11 +24,13 @@ def logit_lens_picture(result: LogitLensResult, example: int | None) -> Picture:
         columns=columns,
         title="likeliest next token",
     )
+    # The embedding is so far from an output that it would leave the layers without a colour.
+    inner = [row for row, layer in enumerate(result.layers) if layer != "embed"] or [0]
     kl = array(chosen.kl)
-    maps: list[Panel] = [_map(kl, sequential("KL(final ‖ layer) (nats)", kl), "divergence", layers, columns)]
+    maps: list[Panel] = [_map(kl, sequential("KL(final ‖ layer) (nats)", kl[inner]), "divergence", layers, columns)]
     if chosen.metric is not None:
         metric = array(chosen.metric)
-        maps.insert(0, _map(metric, signed("metric", metric), "metric", layers, columns))
+        maps.insert(0, _map(metric, signed("metric", metric[inner]), "metric", layers, columns))
     return Picture(
         title(result, "logit lens"),
         ((table,), tuple(maps)),

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from services.contracts.ablation import AblatedExample, AblationResult
 from services.contracts.activations import ActivationsResult, PromptActivations, ReadPlace
 from services.contracts.attribution import AttributionResult
 from services.contracts.direct_logit_attribution import AttributedExample, DirectLogitOutcome, DirectLogitTerms
@@ -228,3 +229,20 @@ def logit_lens(predicted: tuple[str, ...] = CLEAN, *, metric: bool = True) -> Lo
         metric=values if metric else None,
     )
     return LogitLensResult(layers=layers, examples=(example,), **about("logit_lens"))
+
+
+def ablation(count: int = 1, *, own: bool = False) -> AblationResult:
+    values = ramp(3, 4)
+    example = AblatedExample(
+        tokens=tokens(), baseline=3.0, effects=InlineTensor.of(values, ("layer", "head")) if own else None
+    )
+    return AblationResult(
+        method="mean_ablation",
+        site=SiteName.Z,
+        layers=(0, 1, 2),
+        heads=(0, 1, 2, 3),
+        over="position",
+        examples=(example,) * count,
+        effects=estimate(values, ("layer", "head"), count),
+        **about("mean_ablation"),
+    )

@@ -32,6 +32,8 @@ RESULTS: dict[str, JobResult] = {
     "integrated gradients": samples.integrated_gradients(),
     "logit lens": samples.logit_lens(),
     "logit lens without a metric": samples.logit_lens(metric=False),
+    "ablation": samples.ablation(),
+    "ablation on many": samples.ablation(8),
     "intervention": samples.intervention(),
     "intervention on many": samples.intervention(50),
     "intervention without a metric": samples.intervention(metric=False),
@@ -144,6 +146,12 @@ def test_the_logit_lens_shows_the_metric_beside_the_divergence() -> None:
     assert "metric" not in texts(drawn(samples.logit_lens(metric=False)))
 
 
+def test_an_ablation_says_what_it_put_in_the_place() -> None:
+    shown = texts(drawn(samples.ablation(8)))
+    assert {"mean ablation · z · tiny", "mean at each position", "mean over 8 examples"} <= set(shown)
+    assert "example 1 of 2 (from 0)" in texts(drawn(samples.ablation(2, own=True), example=1))
+
+
 def test_an_intervention_shows_the_metric_and_the_likeliest_tokens_of_both_runs() -> None:
     shown = texts(drawn(samples.intervention()))
     assert {"unpatched", "patched", "␣Mary", "␣John", "likeliest next tokens of example 0"} <= set(shown)
@@ -165,8 +173,9 @@ def test_one_pair_whose_effects_were_not_asked_for_is_a_conflict_that_names_the_
     with pytest.raises(Conflict, match="per_pair") as refusal:
         drawn(LAYERS_BY_HEADS, example=1)
     assert refusal.value.code == ErrorCode.NO_FIGURE
-    with pytest.raises(Conflict, match="per_example"):
-        drawn(samples.direct_logit(8), example=1)
+    for result in (samples.direct_logit(8), samples.ablation(8)):
+        with pytest.raises(Conflict, match="per_example"):
+            drawn(result, example=1)
 
 
 @pytest.mark.parametrize("name", RESULTS)
