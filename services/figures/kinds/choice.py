@@ -3,6 +3,7 @@
 from services.contracts.ablation import AblationResult
 from services.contracts.activations import ActivationsResult
 from services.contracts.attribution import AttributionResult
+from services.contracts.attribution_patching import AttributionPatchingOutcome
 from services.contracts.direct_logit_attribution import DirectLogitOutcome
 from services.contracts.features import FeaturesResult
 from services.contracts.gradient_x_input import GradientXInputOutcome
@@ -13,6 +14,7 @@ from services.contracts.logit_lens import LogitLensResult
 from services.contracts.patching import PatchingResult
 from services.figures.kinds.ablation import ablation_picture
 from services.figures.kinds.activations import activations_picture
+from services.figures.kinds.attribution_patching import attribution_patching_picture
 from services.figures.kinds.direct_logit import direct_logit_picture
 from services.figures.kinds.features import features_picture
 from services.figures.kinds.input_tokens import gradient_x_input_picture, integrated_gradients_picture
@@ -52,3 +54,5 @@ def _attribution_picture(result: AttributionResult, example: int | None) -> Pict
             return gradient_x_input_picture(result, outcome, example)
         case IntegratedGradientsOutcome() as outcome:
             return integrated_gradients_picture(result, outcome, example)
+        case AttributionPatchingOutcome() as outcome:
+            return attribution_patching_picture(result, outcome, example)

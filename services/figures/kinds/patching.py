@@ -1,10 +1,12 @@
 """Patching: how much of the metric each patched place moves, on a zero-centred scale."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
-from services.contracts.patching import PatchedPair, PatchingResult
+from services.contracts.patching import PatchingResult
+from services.contracts.result import Baselines, PairTokens
 from services.contracts.tensor import Estimate
 from services.figures.kinds.reading import array, blank, dims, not_reported, notes, number, of_all, pick, title
 from services.figures.kinds.sweep import position_names, sweep_panels
@@ -13,6 +15,19 @@ from services.figures.scale import signed
 
 _NORMALIZED = "normalized effect"
 _EFFECT = "effect on the metric"
+
+
+class ComparedPair(Protocol):
+    """What every method on pairs echoes of each."""
+
+    @property
+    def tokens(self) -> PairTokens: ...
+
+    @property
+    def differing_positions(self) -> tuple[int, ...]: ...
+
+    @property
+    def baselines(self) -> Baselines: ...
 
 
 def patching_picture(result: PatchingResult, example: int | None) -> Picture:
@@ -30,11 +45,11 @@ def patching_picture(result: PatchingResult, example: int | None) -> Picture:
     return Picture(
         title(result, "activation patching", result.site, result.mode),
         sweep_panels(values, dims(estimate), names, signed(meaning, values), marked=marked),
-        notes(result, of_all(len(result.pairs), "pair", example), _baselines(pairs), _bold(marked), blank(values)),
+        notes(result, of_all(len(result.pairs), "pair", example), baselines_of(pairs), bold(marked), blank(values)),
     )
 
 
-def differing(pairs: Sequence[PatchedPair], positions: Sequence[int | str] | None) -> frozenset[int]:
+def differing(pairs: Sequence[ComparedPair], positions: Sequence[int | str] | None) -> frozenset[int]:
     """Which of the shown positions differ between clean and corrupted in every pair."""
     everywhere = set.intersection(*(set(pair.differing_positions) for pair in pairs))
     length = len(pairs[0].tokens.clean.ids)
@@ -52,11 +67,13 @@ def _numbers(result: PatchingResult, example: int | None) -> tuple[Estimate, str
     return effects, _EFFECT
 
 
-def _baselines(pairs: Sequence[PatchedPair]) -> str:
+def baselines_of(pairs: Sequence[ComparedPair]) -> str:
+    """The metric on the two unpatched runs, means over pairs."""
     clean = float(np.mean([pair.baselines.clean for pair in pairs]))
     corrupted = float(np.mean([pair.baselines.corrupted for pair in pairs]))
     return f"metric: clean {number(clean)}, corrupted {number(corrupted)}"
 
 
-def _bold(marked: frozenset[int]) -> str:
+def bold(marked: object) -> str:
+    """What bold labels mean, where there are any."""
     return "bold: the tokens differ between clean and corrupted" if marked else ""

@@ -50,9 +50,10 @@ def pick(items: Sequence[Item], example: int | None) -> Item:
     return items[index]
 
 
-def not_reported(example: int, flag: str) -> Conflict:
-    """What to raise when the job did not ask for the figures of every example."""
-    return nothing_to_draw(f"the result has no figures of example {example} alone: send the job with `{flag}`")
+def not_reported(example: int, flag: str | None = None) -> Conflict:
+    """What to raise when a result has no figures of one example; `flag` of the job would have asked for them."""
+    way_out = f"send the job with `{flag}`" if flag else "send a job of that one alone"
+    return nothing_to_draw(f"the result has no figures of example {example} alone: {way_out}")
 
 
 def title(result: Result, *parts: str) -> str:

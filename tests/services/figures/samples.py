@@ -8,6 +8,13 @@ import numpy.typing as npt
 from services.contracts.ablation import AblatedExample, AblationResult
 from services.contracts.activations import ActivationsResult, PromptActivations, ReadPlace
 from services.contracts.attribution import AttributionResult
+from services.contracts.attribution_patching import (
+    AttributionCheck,
+    AttributionPair,
+    AttributionPatchingOutcome,
+    CheckedNode,
+    NodeEffects,
+)
 from services.contracts.direct_logit_attribution import AttributedExample, DirectLogitOutcome, DirectLogitTerms
 from services.contracts.features import (
     ActiveFeature,
@@ -246,3 +253,34 @@ def ablation(count: int = 1, *, own: bool = False) -> AblationResult:
         effects=estimate(values, ("layer", "head"), count),
         **about("mean_ablation"),
     )
+
+
+def attribution_patching(count: int = 1, *, with_signs: bool = True) -> AttributionResult:
+    """z by head at two named positions, mlp_out by layer, and three nodes patched exactly."""
+    axes = {"layers": (0, 1, 2), "signed": with_signs}
+    nodes = (
+        NodeEffects(
+            site=SiteName.Z,
+            heads=(0, 1, 2, 3),
+            positions=("S2", "END"),
+            effects=estimate(ramp(3, 4, 2), ("layer", "head", "position"), count),
+            **axes,
+        ),
+        NodeEffects(
+            site=SiteName.MLP_OUT, heads=None, positions=None, effects=estimate(ramp(3), ("layer",), count), **axes
+        ),
+    )
+    cells = tuple(
+        CheckedNode(site=SiteName.Z, layer=0, head=0, position="S2", chosen=chosen, estimated=estimated, exact=1.0)
+        for chosen, estimated in (("top", 1.25), ("top", 0.5), ("sampled", 0.0))
+    )
+    check = AttributionCheck(rank_correlation=None, largest_error=1.0, false_negatives=1, cells=cells)
+    pair = AttributionPair(
+        tokens=PairTokens(clean=tokens(), corrupted=tokens(CORRUPTED)),
+        differing_positions=(6,),
+        baselines=Baselines(clean=3.0, corrupted=-4.0),
+    )
+    outcome = AttributionPatchingOutcome(
+        variant="atp_star", mode="denoising", nodes=nodes, pairs=(pair,) * count, check=check
+    )
+    return AttributionResult(attribution=outcome, **about("attribution_patching"))

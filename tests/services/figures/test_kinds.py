@@ -30,6 +30,8 @@ RESULTS: dict[str, JobResult] = {
     "activations": samples.activations(),
     "gradient x input": samples.gradient_x_input(),
     "integrated gradients": samples.integrated_gradients(),
+    "attribution patching": samples.attribution_patching(),
+    "attribution patching of many": samples.attribution_patching(8, with_signs=False),
     "logit lens": samples.logit_lens(),
     "logit lens without a metric": samples.logit_lens(metric=False),
     "ablation": samples.ablation(),
@@ -133,6 +135,14 @@ def test_attributions_are_running_text_with_a_number_below_each_token() -> None:
 def test_integrated_gradients_state_what_is_missing_to_completeness() -> None:
     (stated,) = [text for text in texts(drawn(samples.integrated_gradients())) if "completeness" in text]
     assert "sum of attributions 6.990, completeness gap 0.010" in stated
+
+
+def test_attribution_patching_shows_every_site_and_its_own_check() -> None:
+    shown = texts(drawn(samples.attribution_patching(8)))
+    assert {"z S2", "z END", "mlp_out", "exact effect", "estimated effect", "strongest", "sampled"} <= set(shown)
+    assert "check: rank correlation not defined, largest error 1.000, 1 false negatives among those sampled" in shown
+    with pytest.raises(Conflict, match="that one alone"):
+        drawn(samples.attribution_patching(8), example=1)
 
 
 def test_the_logit_lens_has_the_likeliest_token_in_every_cell() -> None:
