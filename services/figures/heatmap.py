@@ -21,7 +21,7 @@ _MIN_CELL = 0.01
 _LABEL_PITCH = 0.125
 """The least distance between two labels, in inches: where cells are smaller, every second or third is labelled."""
 _BAR_WIDTH, _BAR_GAP, _BAR_ROOM = 0.12, 0.12, 0.75
-_TEXT_COST = 25
+_TEXT_COST = 50
 """A cell with a text takes as long to draw as so many without."""
 _RASTERED_FROM = 10_000
 """From so many cells on they go into the SVG as one image."""

@@ -3,16 +3,23 @@
 import numpy as np
 
 from services.contracts.attribution import AttributionResult
-from services.contracts.attribution_patching import AttributionCheck, AttributionPatchingOutcome, NodeEffects
+from services.contracts.attribution_patching import (
+    AttributionCheck,
+    AttributionPatchingOutcome,
+    CheckedNode,
+    NodeEffects,
+)
 from services.contracts.tensor import FloatArray
+from services.figures import labels
 from services.figures.kinds.patching import baselines_of, bold, differing
 from services.figures.kinds.reading import array, blank, dims, not_reported, notes, number, of_all, pick, title
 from services.figures.kinds.sweep import position_names, sweep_panels
-from services.figures.picture import Panel, Picture
+from services.figures.picture import Panel, Picture, grid
 from services.figures.scale import Scale, sequential, signed
 from services.figures.scatter import Scatter
 
 _VARIANTS = {"atp": "AtP", "atp_star": "AtP*"}
+_IN_A_ROW = 2
 
 
 def attribution_patching_picture(
@@ -26,13 +33,13 @@ def attribution_patching_picture(
     arrays = [array(node.effects) for node in outcome.nodes]
     every_signed = all(node.signed for node in outcome.nodes)
     scale = (signed if every_signed else sequential)("estimated effect on the metric", *arrays)
-    rows: list[tuple[Panel, ...]] = []
+    panels: list[Panel] = []
     for node, values in zip(outcome.nodes, arrays, strict=True):
-        rows += _panels(node, values, outcome, scale)
+        panels += [panel for row in _panels(node, values, outcome, scale) for panel in row]
     marked = any(differing(outcome.pairs, node.positions) for node in outcome.nodes if "position" in dims(node.effects))
     return Picture(
         title(result, "attribution patching", _VARIANTS[outcome.variant], outcome.mode),
-        (*rows, (_scatter(outcome.check),)),
+        grid([*panels, _scatter(outcome.check)], _IN_A_ROW),
         notes(
             result,
             of_all(len(outcome.pairs), "pair", example),
@@ -70,7 +77,16 @@ def _scatter(check: AttributionCheck) -> Scatter:
 
 def _verdict(check: AttributionCheck) -> str:
     rank = "not defined" if check.rank_correlation is None else number(check.rank_correlation)
+    worst = max(check.cells, key=lambda cell: abs(cell.estimated - cell.exact), default=None)
     return (
-        f"check: rank correlation {rank}, largest error {number(check.largest_error)}, "
+        f"check: rank correlation {rank}, largest error {number(check.largest_error)}{_named(worst)}, "
         f"{check.false_negatives} false negatives among those sampled"
     )
+
+
+def _named(node: CheckedNode | None) -> str:
+    if node is None:
+        return ""
+    head = "" if node.head is None else f", head {node.head}"
+    position = "" if node.position is None else f" at position {labels.plain(str(node.position))}"
+    return f" ({node.site} of layer {node.layer}{head}{position})"

@@ -140,7 +140,8 @@ def test_integrated_gradients_state_what_is_missing_to_completeness() -> None:
 def test_attribution_patching_shows_every_site_and_its_own_check() -> None:
     shown = texts(drawn(samples.attribution_patching(8)))
     assert {"z S2", "z END", "mlp_out", "exact effect", "estimated effect", "strongest", "sampled"} <= set(shown)
-    assert "check: rank correlation not defined, largest error 1.000, 1 false negatives among those sampled" in shown
+    (check,) = [text for text in shown if text.startswith("check: ")]
+    assert "largest error 1.000 (z of layer 0, head 0 at position S2), 1 false negatives" in check
     with pytest.raises(Conflict, match="that one alone"):
         drawn(samples.attribution_patching(8), example=1)
 
