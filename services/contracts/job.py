@@ -8,6 +8,7 @@ from pydantic import Field
 from typing_extensions import TypeAliasType
 
 from services.contracts.activations import ActivationsResult, ActivationsSpec
+from services.contracts.attention import AttentionResult, AttentionSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.base import Contract
 from services.contracts.errors import ErrorCode
@@ -18,14 +19,14 @@ from services.contracts.patching import PatchingResult, PatchingSpec
 JobSpec = TypeAliasType(
     "JobSpec",
     Annotated[
-        PatchingSpec | AttributionSpec | FeaturesSpec | ActivationsSpec | LogitLensSpec,
+        PatchingSpec | AttributionSpec | FeaturesSpec | ActivationsSpec | LogitLensSpec | AttentionSpec,
         Field(discriminator="kind"),
     ],
 )
 JobResult = TypeAliasType(
     "JobResult",
     Annotated[
-        PatchingResult | AttributionResult | FeaturesResult | ActivationsResult | LogitLensResult,
+        PatchingResult | AttributionResult | FeaturesResult | ActivationsResult | LogitLensResult | AttentionResult,
         Field(discriminator="kind"),
     ],
 )

@@ -1,12 +1,13 @@
 """Which file runs which specification: the one place where a new analysis is registered."""
 
 from services.contracts.activations import ActivationsSpec
+from services.contracts.attention import AttentionSpec
 from services.contracts.attribution import AttributionSpec
 from services.contracts.features import FeaturesSpec
 from services.contracts.job import JobResult, JobSpec
 from services.contracts.logit_lens import LogitLensSpec
 from services.contracts.patching import PatchingSpec
-from services.methods import activation_patching, activations, direct_logit_attribution, features, logit_lens
+from services.methods import activation_patching, activations, attention, direct_logit_attribution, features, logit_lens
 from services.methods.context import MethodContext
 
 
@@ -23,3 +24,5 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
             return activations.run(spec, context)
         case LogitLensSpec():
             return logit_lens.run(spec, context)
+        case AttentionSpec():
+            return attention.run(spec, context)
