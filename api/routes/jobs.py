@@ -47,7 +47,10 @@ class JobQuery(BaseModel):
 
     status: JobStatus | None = None
     kind: (
-        Literal["patching", "attribution", "features", "activations", "intervention", "logit_lens", "ablation"] | None
+        Literal[
+            "patching", "attribution", "features", "activations", "intervention", "logit_lens", "ablation", "attention"
+        ]
+        | None
     ) = None
     label: Annotated[str | None, Field(max_length=200)] = None
     cursor: Annotated[str | None, Field(max_length=500, description="As the previous page gave it.")] = None

@@ -9,6 +9,7 @@ from typing_extensions import TypeAliasType
 
 from services.contracts.ablation import AblationResult, AblationSpec
 from services.contracts.activations import ActivationsResult, ActivationsSpec
+from services.contracts.attention import AttentionResult, AttentionSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.base import Contract
 from services.contracts.errors import ErrorCode
@@ -26,7 +27,8 @@ JobSpec = TypeAliasType(
         | ActivationsSpec
         | InterventionSpec
         | LogitLensSpec
-        | AblationSpec,
+        | AblationSpec
+        | AttentionSpec,
         Field(discriminator="kind"),
     ],
 )
@@ -39,7 +41,8 @@ JobResult = TypeAliasType(
         | ActivationsResult
         | InterventionResult
         | LogitLensResult
-        | AblationResult,
+        | AblationResult
+        | AttentionResult,
         Field(discriminator="kind"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from services.contracts.ablation import AblationSpec
 from services.contracts.activations import ActivationsSpec
+from services.contracts.attention import AttentionSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
@@ -16,6 +17,7 @@ from services.methods import (
     ablation,
     activation_patching,
     activations,
+    attention,
     attribution_patching,
     direct_logit_attribution,
     features,
@@ -44,6 +46,8 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
             return activations.run(spec, context)
         case LogitLensSpec():
             return logit_lens.run(spec, context)
+        case AttentionSpec():
+            return attention.run(spec, context)
 
 
 def _run_attribution(spec: AttributionSpec, context: MethodContext) -> AttributionResult:

@@ -2,6 +2,7 @@
 
 from services.contracts.ablation import AblationResult
 from services.contracts.activations import ActivationsResult
+from services.contracts.attention import AttentionResult
 from services.contracts.attribution import AttributionResult
 from services.contracts.attribution_patching import AttributionPatchingOutcome
 from services.contracts.direct_logit_attribution import DirectLogitOutcome
@@ -14,6 +15,7 @@ from services.contracts.logit_lens import LogitLensResult
 from services.contracts.patching import PatchingResult
 from services.figures.kinds.ablation import ablation_picture
 from services.figures.kinds.activations import activations_picture
+from services.figures.kinds.attention import attention_picture
 from services.figures.kinds.attribution_patching import attribution_patching_picture
 from services.figures.kinds.direct_logit import direct_logit_picture
 from services.figures.kinds.features import features_picture
@@ -42,6 +44,8 @@ def picture_of(result: JobResult, example: int | None) -> Picture:
             return activations_picture(result, example)
         case InterventionResult():
             return intervention_picture(result, example)
+        case AttentionResult():
+            return attention_picture(result, example)
         case LogitLensResult():
             return logit_lens_picture(result, example)
 

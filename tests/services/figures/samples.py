@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from services.contracts.ablation import AblatedExample, AblationResult
 from services.contracts.activations import ActivationsResult, PromptActivations, ReadPlace
+from services.contracts.attention import AttentionHead, AttentionResult, HeadScores, PromptAttention
 from services.contracts.attribution import AttributionResult
 from services.contracts.attribution_patching import (
     AttributionCheck,
@@ -284,3 +285,24 @@ def attribution_patching(count: int = 1, *, with_signs: bool = True) -> Attribut
         variant="atp_star", mode="denoising", nodes=nodes, pairs=(pair,) * count, check=check
     )
     return AttributionResult(attribution=outcome, **about("attribution_patching"))
+
+
+def attention(strings: tuple[str, ...] = CLEAN, *, patterns: bool = True, scores: bool = True) -> AttentionResult:
+    """Two heads' patterns on a prompt, scores of all heads on it; no token comes twice, so one score is null."""
+    length = len(strings)
+    rows = np.tril(np.ones((2, length, length))) / np.arange(1, length + 1).reshape(-1, 1)
+    score = InlineTensor.of(np.abs(ramp(3, 4)) / 2, ("layer", "head"))
+    null = InlineTensor.of(np.full((3, 4), np.nan), ("layer", "head"))
+    of_all = HeadScores(previous_token=score, duplicate_token=null, induction=score, copying=score)
+    prompt = PromptAttention(
+        tokens=tokens(strings),
+        patterns=InlineTensor.of(rows, ("head", "query", "key")) if patterns else None,
+    )
+    return AttentionResult(
+        heads=(AttentionHead(layer=1, head=0), AttentionHead(layer=1, head=3)) if patterns else (),
+        prompts=(prompt, prompt),
+        scores=of_all if scores else None,
+        random_scores=of_all if scores else None,
+        random_sequences=((1, 2, 1, 2),) if scores else None,
+        **about("attention"),
+    )

@@ -32,6 +32,9 @@ RESULTS: dict[str, JobResult] = {
     "integrated gradients": samples.integrated_gradients(),
     "attribution patching": samples.attribution_patching(),
     "attribution patching of many": samples.attribution_patching(8, with_signs=False),
+    "attention": samples.attention(),
+    "attention without patterns": samples.attention(patterns=False),
+    "attention without scores": samples.attention(scores=False),
     "logit lens": samples.logit_lens(),
     "logit lens without a metric": samples.logit_lens(metric=False),
     "ablation": samples.ablation(),
@@ -137,6 +140,14 @@ def test_integrated_gradients_state_what_is_missing_to_completeness() -> None:
     assert "sum of attributions 6.990, completeness gap 0.010" in stated
 
 
+def test_attention_shows_every_heads_scores_and_the_patterns_asked_for() -> None:
+    shown = texts(drawn(samples.attention()))
+    assert {"previous_token", "induction · random tokens", "a1.h0", "a1.h3", "query", "key", "␣Mary"} <= set(shown)
+    assert "grey: no token that such a head would look for" in shown
+    with pytest.raises(Conflict, match="neither patterns nor scores"):
+        drawn(samples.attention(patterns=False, scores=False))
+
+
 def test_attribution_patching_shows_every_site_and_its_own_check() -> None:
     shown = texts(drawn(samples.attribution_patching(8)))
     assert {"z S2", "z END", "mlp_out", "exact effect", "estimated effect", "strongest", "sampled"} <= set(shown)
@@ -210,6 +221,7 @@ def test_the_single_pair_is_drawn_alike_by_its_number() -> None:
         samples.intervention(top=samples.HARD),
         samples.gradient_x_input(samples.HARD),
         samples.logit_lens(samples.HARD),
+        samples.attention(samples.HARD),
     ],
 )
 def test_no_token_is_too_hard_to_draw(result: JobResult, media_type: str) -> None:
