@@ -48,7 +48,7 @@ class GatewayServices:
         return await anyio.to_thread.run_sync(work, limiter=self._drawing)
 
 
-def _services(request: Request) -> GatewayServices:
+async def _services(request: Request) -> GatewayServices:
     services: GatewayServices = request.app.state.services
     return services
 
