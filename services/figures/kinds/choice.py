@@ -23,6 +23,7 @@ from services.figures.kinds.input_tokens import gradient_x_input_picture, integr
 from services.figures.kinds.intervention import intervention_picture
 from services.figures.kinds.logit_lens import logit_lens_picture
 from services.figures.kinds.patching import patching_picture
+from services.figures.kinds.path_patching import path_patching_picture
 from services.figures.picture import Picture
 
 
@@ -33,7 +34,8 @@ def picture_of(result: JobResult, example: int | None) -> Picture:
     """
     match result:
         case PatchingResult():
-            return patching_picture(result, example)
+            path = result.method == "path_patching"
+            return path_patching_picture(result, example) if path else patching_picture(result, example)
         case AttributionResult():
             return _attribution_picture(result, example)
         case AblationResult():

@@ -32,7 +32,7 @@ class ComparedPair(Protocol):
 
 def patching_picture(result: PatchingResult, example: int | None) -> Picture:
     """Of all pairs the normalized effects, of one among several its effects in the metric's units."""
-    estimate, meaning = _numbers(result, example)
+    estimate, meaning = numbers(result, example)
     values = array(estimate)
     pairs = result.pairs if example is None else (pick(result.pairs, example),)
     prompts = [prompt for pair in pairs for prompt in (pair.tokens.clean, pair.tokens.corrupted)]
@@ -43,7 +43,7 @@ def patching_picture(result: PatchingResult, example: int | None) -> Picture:
     }
     marked = differing(pairs, result.positions)
     return Picture(
-        title(result, "activation patching", result.site, result.mode),
+        title(result, "activation patching", result.site or "", result.mode),
         sweep_panels(values, dims(estimate), names, signed(meaning, values), marked=marked),
         notes(result, of_all(len(result.pairs), "pair", example), baselines_of(pairs), bold(marked), blank(values)),
     )
@@ -57,7 +57,8 @@ def differing(pairs: Sequence[ComparedPair], positions: Sequence[int | str] | No
     return frozenset(at for at, position in enumerate(shown) if position in everywhere)
 
 
-def _numbers(result: PatchingResult, example: int | None) -> tuple[Estimate, str]:
+def numbers(result: PatchingResult, example: int | None) -> tuple[Estimate, str]:
+    """The numbers to draw, and what they measure."""
     if example is None or (len(result.pairs) == 1 and example == 0):
         usable = bool(np.isfinite(array(result.normalized)).any())
         return (result.normalized, _NORMALIZED) if usable else (result.effects, _EFFECT)

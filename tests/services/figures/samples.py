@@ -306,3 +306,15 @@ def attention(strings: tuple[str, ...] = CLEAN, *, patterns: bool = True, scores
         random_sequences=((1, 2, 1, 2),) if scores else None,
         **about("attention"),
     )
+
+
+def path_patching(count: int = 1, *, by_position: bool = False) -> PatchingResult:
+    """Four heads and an MLP as senders, at all positions at once or at each."""
+    senders = ("a0.h0", "a0.h3", "a2.h1", "m1", "input")
+    dims = ("sender", "position") if by_position else ("sender",)
+    values = ramp(len(senders), len(CLEAN)) if by_position else ramp(len(senders))
+    sweep = patching(
+        dims, values, count=count, positions=tuple(range(len(CLEAN))) if by_position else None, senders=senders
+    )
+    receivers = tuple(f"a9.h{head}<q>" for head in range(8))
+    return sweep.model_copy(update={"method": "path_patching", "site": None, "receivers": receivers})

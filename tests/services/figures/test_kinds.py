@@ -35,6 +35,9 @@ RESULTS: dict[str, JobResult] = {
     "attention": samples.attention(),
     "attention without patterns": samples.attention(patterns=False),
     "attention without scores": samples.attention(scores=False),
+    "path patching": samples.path_patching(),
+    "path patching of many": samples.path_patching(8),
+    "path patching by position": samples.path_patching(by_position=True),
     "logit lens": samples.logit_lens(),
     "logit lens without a metric": samples.logit_lens(metric=False),
     "ablation": samples.ablation(),
@@ -146,6 +149,22 @@ def test_attention_shows_every_heads_scores_and_the_patterns_asked_for() -> None
     assert "grey: no token that such a head would look for" in shown
     with pytest.raises(Conflict, match="neither patterns nor scores"):
         drawn(samples.attention(patterns=False, scores=False))
+
+
+def test_path_patching_ranks_its_senders_and_places_them_by_layer_and_head() -> None:
+    picture = drawn(samples.path_patching())
+    title = (
+        "path patching · to a9.h0<q>, a9.h1<q>, a9.h2<q>, a9.h3<q>, a9.h4<q>, a9.h5<q> and 2 more · denoising · tiny"
+    )
+    assert title in texts(picture)
+    ranked = [text for text in texts(part(picture, "panel-0")) if text in ("a0.h0", "a0.h3", "a2.h1", "m1", "input")]
+    assert ranked == ["m1", "a0.h0", "a2.h1", "a0.h3", "input"]
+    assert {"0", "1", "2", "3", "MLP"} <= set(texts(part(picture, "panel-1")))
+
+
+def test_path_patching_by_position_has_a_row_per_sender() -> None:
+    shown = texts(part(drawn(samples.path_patching(by_position=True)), "panel-0"))
+    assert {"a2.h1", "input", "sender", "␣John/␣Mary"} <= set(shown)
 
 
 def test_attribution_patching_shows_every_site_and_its_own_check() -> None:
