@@ -17,6 +17,7 @@ from services.contracts.attribution_patching import (
     NodeEffects,
 )
 from services.contracts.direct_logit_attribution import AttributedExample, DirectLogitOutcome, DirectLogitTerms
+from services.contracts.edge_attribution_patching import EdgeAttributionOutcome, EdgeCounts, EdgePair, ScoredEdge
 from services.contracts.features import (
     ActiveFeature,
     FeatureEffect,
@@ -318,3 +319,28 @@ def path_patching(count: int = 1, *, by_position: bool = False) -> PatchingResul
     )
     receivers = tuple(f"a9.h{head}<q>" for head in range(8))
     return sweep.model_copy(update={"method": "path_patching", "site": None, "receivers": receivers})
+
+
+def edges(count: int = 1, *, scores: bool = True) -> AttributionResult:
+    """Three writers by three readers of a graph, some edges impossible."""
+    writers, readers = ("input", "a0.h0", "m0"), ("a0.h0<q>", "a1.h0<k>", "logits")
+    matrix = InlineTensor.of([[0.5, -2.0, 0.1], [np.nan, 1.0, 0.2], [np.nan, -0.3, 0.4]], ("writer", "reader"))
+    score = ScalarStatistic(mean=-2.0, standard_error=0.1 if count > 1 else None, count=count)
+    pair = EdgePair(
+        tokens=PairTokens(clean=tokens(), corrupted=tokens(CORRUPTED)),
+        differing_positions=(6,),
+        baselines=Baselines(clean=3.0, corrupted=-4.0),
+        scores=matrix if scores else None,
+    )
+    outcome = EdgeAttributionOutcome(
+        variant="eap_ig_inputs",
+        steps=5,
+        quadrature="midpoint",
+        writers=writers,
+        readers=readers,
+        scores=matrix if scores else None,
+        edges=(ScoredEdge(edge="input->a1.h0<k>", score=score), ScoredEdge(edge="a0.h0->a1.h0<k>", score=score)),
+        edge_counts=EdgeCounts(edges=7, per_query_head=9),
+        pairs=(pair,) * count,
+    )
+    return AttributionResult(attribution=outcome, **about("edge_attribution_patching"))

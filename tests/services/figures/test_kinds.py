@@ -38,6 +38,8 @@ RESULTS: dict[str, JobResult] = {
     "path patching": samples.path_patching(),
     "path patching of many": samples.path_patching(8),
     "path patching by position": samples.path_patching(by_position=True),
+    "edges": samples.edges(),
+    "edges of many": samples.edges(8, scores=False),
     "logit lens": samples.logit_lens(),
     "logit lens without a metric": samples.logit_lens(metric=False),
     "ablation": samples.ablation(),
@@ -165,6 +167,19 @@ def test_path_patching_ranks_its_senders_and_places_them_by_layer_and_head() -> 
 def test_path_patching_by_position_has_a_row_per_sender() -> None:
     shown = texts(part(drawn(samples.path_patching(by_position=True)), "panel-0"))
     assert {"a2.h1", "input", "sender", "␣John/␣Mary"} <= set(shown)
+
+
+def test_edges_are_ranked_and_where_all_scores_are_there_also_a_matrix() -> None:
+    picture = drawn(samples.edges())
+    assert {"input->a1.h0<k>", "a0.h0->a1.h0<k>"} <= set(texts(part(picture, "panel-0")))
+    assert {"writer", "reader", "logits", "m0"} <= set(texts(part(picture, "panel-1")))
+    assert "writer" not in texts(drawn(samples.edges(scores=False)))
+
+
+def test_the_edges_of_one_pair_are_ranked_by_its_own_scores() -> None:
+    shown = texts(part(drawn(samples.edges(2), example=1), "panel-0"))
+    assert [text for text in shown if "->" in text][:2] == ["input->a1.h0<k>", "a0.h0->a1.h0<k>"]
+    assert len([text for text in shown if "->" in text]) == 7
 
 
 def test_attribution_patching_shows_every_site_and_its_own_check() -> None:
