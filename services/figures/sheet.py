@@ -29,6 +29,7 @@ _STYLE: Any = {
     "svg.hashsalt": "lensd",
     "text.parse_math": False,
     "axes.unicode_minus": True,
+    "font.sans-serif": [labels.FONT, "Verdana", "Arial"],
     "font.size": labels.NORMAL,
     "axes.titlesize": labels.NORMAL,
     "axes.labelsize": labels.NORMAL,
@@ -50,7 +51,8 @@ def render(picture: Picture, media_type: str) -> bytes:
         raise too_large(f"{cells:,} cells, where {MAX_CELLS:,} can be drawn")
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update({**_STYLE, "font.family": list(labels.families())})
+        # The generic name is for readers of an SVG that have not the font.
+        mpl.rcParams.update({**_STYLE, "font.family": [*labels.families(), "sans-serif"]})
         figure = _compose(picture)
         return _svg(figure, picture.title) if media_type == SVG else _png(figure)
 

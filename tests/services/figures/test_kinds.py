@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
+from services.contracts.attribution import AttributionResult
 from services.contracts.errors import Conflict, ErrorCode, Refused
 from services.contracts.job import JobResult
 from services.figures.draw import draw
-from services.figures.sheet import MEDIA_TYPES
+from services.figures.sheet import MEDIA_TYPES, PNG
 from tests.services.figures import samples
 from tests.services.figures.reading import drawn, part, texts
 
@@ -50,16 +52,22 @@ RESULTS: dict[str, JobResult] = {
 }
 
 
-@pytest.mark.parametrize("media_type", MEDIA_TYPES)
 @pytest.mark.parametrize("name", RESULTS)
-def test_every_kind_has_a_picture_in_every_representation(name: str, media_type: str) -> None:
-    picture = draw(RESULTS[name], media_type)
-    assert picture.startswith(b"<?xml" if media_type == "image/svg+xml" else b"\x89PNG")
-
-
-@pytest.mark.parametrize("name", RESULTS)
-def test_the_picture_says_which_model_it_is_of(name: str) -> None:
+def test_every_kind_has_an_svg_that_says_which_model_it_is_of(name: str) -> None:
     assert any(text.endswith(" · tiny") for text in texts(drawn(RESULTS[name])))
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_every_kind_has_a_png(name: str) -> None:
+    assert draw(RESULTS[name], PNG).startswith(b"\x89PNG")
+
+
+def test_no_kind_and_no_method_of_attribution_is_left_out() -> None:
+    schema = TypeAdapter(JobResult).json_schema()
+    outcomes = schema["$defs"]["AttributionResult"]["properties"]["attribution"]["discriminator"]["mapping"]
+    drawn_outcomes = {result.attribution.type for result in RESULTS.values() if isinstance(result, AttributionResult)}
+    assert {result.kind for result in RESULTS.values()} == set(schema["discriminator"]["mapping"])
+    assert drawn_outcomes == set(outcomes)
 
 
 def test_a_sweep_over_positions_has_a_label_per_layer_and_token() -> None:

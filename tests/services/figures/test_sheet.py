@@ -38,6 +38,10 @@ def test_the_same_result_gives_the_same_bytes(media_type: str) -> None:
     assert draw(result, media_type) == draw(result, media_type)
 
 
+def test_an_svg_names_a_font_that_every_reader_has() -> None:
+    assert b"'DejaVu Sans', 'Verdana', 'Arial', sans-serif" in render(page(heatmap(2, 2)), SVG)
+
+
 def test_many_positions_have_fewer_labels() -> None:
     shown = texts(Tree.fromstring(render(page(heatmap(2, 500)), SVG)))
     labelled = [text for text in shown if text.startswith("t") and text[1:].isdigit()]
