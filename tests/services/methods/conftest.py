@@ -18,6 +18,7 @@ from services.engine.ticket import JobTicket
 from services.methods.context import MethodContext, SaeInUse
 from services.methods.registry import run_method
 from services.models.load import LoadedModel, load_model
+from tests.families import NATIVES
 from tests.prepared import prepare_family
 
 FAMILIES = ("gpt2", "llama", "gpt_neox", "gemma2")
@@ -34,9 +35,9 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
-    """A catalogue of one tiny model per family."""
+    """A catalogue of one tiny model per family, and of the native ones."""
     home = tmp_path_factory.mktemp("home")
-    for family in FAMILIES:
+    for family in (*FAMILIES, *NATIVES):
         prepare_family(family, tmp_path_factory.mktemp("sources"), home)
     return open_catalogue(home)
 
