@@ -7,17 +7,7 @@ import numpy.typing as npt
 
 from services.contracts.ablation import AblatedExample, AblationResult
 from services.contracts.activations import ActivationsResult, PromptActivations, ReadPlace
-from services.contracts.attention import AttentionHead, AttentionResult, HeadScores, PromptAttention
-from services.contracts.attribution import AttributionResult
-from services.contracts.attribution_patching import (
-    AttributionCheck,
-    AttributionPair,
-    AttributionPatchingOutcome,
-    CheckedNode,
-    NodeEffects,
-)
-from services.contracts.direct_logit_attribution import AttributedExample, DirectLogitOutcome, DirectLogitTerms
-from services.contracts.edge_attribution_patching import EdgeAttributionOutcome, EdgeCounts, EdgePair, ScoredEdge
+from services.contracts.attention import AttentionResult, HeadScores, PromptAttention, ShownHead
 from services.contracts.features import (
     ActiveFeature,
     FeatureEffect,
@@ -28,8 +18,6 @@ from services.contracts.features import (
     Reconstruction,
     TokenFeatures,
 )
-from services.contracts.gradient_x_input import GradientXInputOutcome, InputAttributions
-from services.contracts.integrated_gradients import IntegratedExample, IntegratedGradientsOutcome
 from services.contracts.intervention import (
     ChangedExample,
     InterventionResult,
@@ -116,22 +104,6 @@ def patching(
     )
 
 
-def direct_logit(count: int = 1) -> AttributionResult:
-    layers, heads = 3, 4
-    terms = DirectLogitTerms(
-        embedding=estimate(0.5, (), count),
-        heads=estimate(ramp(layers, heads), ("layer", "head"), count),
-        attention_bias=estimate(np.zeros(layers), ("layer",), count),
-        mlps=estimate([5.0, -0.5, 0.25], ("layer",), count),
-        final_norm_bias=estimate(0.0, (), count),
-        unembedding_bias=estimate(0.0, (), count),
-    )
-    example = AttributedExample(tokens=tokens(), metric=3.0, sum_of_terms=3.0, gap=0.0)
-    return AttributionResult(
-        attribution=DirectLogitOutcome(examples=(example,) * count, terms=terms), **about("direct_logit_attribution")
-    )
-
-
 def features(strings: tuple[str, ...] = CLEAN, *, asked: bool = False) -> FeaturesResult:
     per_token = tuple(
         TokenFeatures(
@@ -202,28 +174,6 @@ def intervention(
     return InterventionResult(examples=(example,) * count, effect=effect if metric else None, **about("intervention"))
 
 
-def gradient_x_input(strings: tuple[str, ...] = CLEAN) -> AttributionResult:
-    values = InlineTensor.of(ramp(len(strings)), ("position",))
-    example = InputAttributions(tokens=tokens(strings), metric=3.0, attributions=values)
-    return AttributionResult(
-        attribution=GradientXInputOutcome(examples=(example, example)), **about("gradient_x_input")
-    )
-
-
-def integrated_gradients(strings: tuple[str, ...] = CLEAN) -> AttributionResult:
-    example = IntegratedExample(
-        tokens=tokens(strings),
-        baseline_tokens=tokens(strings),
-        metric=3.0,
-        baseline_metric=-4.0,
-        attributions=InlineTensor.of(ramp(len(strings)), ("position",)),
-        sum=6.99,
-        completeness_gap=0.01,
-    )
-    outcome = IntegratedGradientsOutcome(baseline="corrupted", steps=50, quadrature="midpoint", examples=(example,))
-    return AttributionResult(attribution=outcome, **about("integrated_gradients"))
-
-
 def logit_lens(predicted: tuple[str, ...] = CLEAN, *, metric: bool = True) -> LogitLensResult:
     """Three rows by as many positions as there are predicted tokens, each read off once per row."""
     layers: tuple[LensLayer, ...] = ("embed", 0, 1)
@@ -257,37 +207,6 @@ def ablation(count: int = 1, *, own: bool = False) -> AblationResult:
     )
 
 
-def attribution_patching(count: int = 1, *, with_signs: bool = True) -> AttributionResult:
-    """z by head at two named positions, mlp_out by layer, and three nodes patched exactly."""
-    axes = {"layers": (0, 1, 2), "signed": with_signs}
-    nodes = (
-        NodeEffects(
-            site=SiteName.Z,
-            heads=(0, 1, 2, 3),
-            positions=("S2", "END"),
-            effects=estimate(ramp(3, 4, 2), ("layer", "head", "position"), count),
-            **axes,
-        ),
-        NodeEffects(
-            site=SiteName.MLP_OUT, heads=None, positions=None, effects=estimate(ramp(3), ("layer",), count), **axes
-        ),
-    )
-    cells = tuple(
-        CheckedNode(site=SiteName.Z, layer=0, head=0, position="S2", chosen=chosen, estimated=estimated, exact=1.0)
-        for chosen, estimated in (("top", 1.25), ("top", 0.5), ("sampled", 0.0))
-    )
-    check = AttributionCheck(rank_correlation=None, largest_error=1.0, false_negatives=1, cells=cells)
-    pair = AttributionPair(
-        tokens=PairTokens(clean=tokens(), corrupted=tokens(CORRUPTED)),
-        differing_positions=(6,),
-        baselines=Baselines(clean=3.0, corrupted=-4.0),
-    )
-    outcome = AttributionPatchingOutcome(
-        variant="atp_star", mode="denoising", nodes=nodes, pairs=(pair,) * count, check=check
-    )
-    return AttributionResult(attribution=outcome, **about("attribution_patching"))
-
-
 def attention(strings: tuple[str, ...] = CLEAN, *, patterns: bool = True, scores: bool = True) -> AttentionResult:
     """Two heads' patterns on a prompt, scores of all heads on it; no token comes twice, so one score is null."""
     length = len(strings)
@@ -300,7 +219,7 @@ def attention(strings: tuple[str, ...] = CLEAN, *, patterns: bool = True, scores
         patterns=InlineTensor.of(rows, ("head", "query", "key")) if patterns else None,
     )
     return AttentionResult(
-        heads=(AttentionHead(layer=1, head=0), AttentionHead(layer=1, head=3)) if patterns else (),
+        heads=(ShownHead(layer=1, head=0), ShownHead(layer=1, head=3)) if patterns else (),
         prompts=(prompt, prompt),
         scores=of_all if scores else None,
         random_scores=of_all if scores else None,
@@ -319,28 +238,3 @@ def path_patching(count: int = 1, *, by_position: bool = False) -> PatchingResul
     )
     receivers = tuple(f"a9.h{head}<q>" for head in range(8))
     return sweep.model_copy(update={"method": "path_patching", "site": None, "receivers": receivers})
-
-
-def edges(count: int = 1, *, scores: bool = True) -> AttributionResult:
-    """Three writers by three readers of a graph, some edges impossible."""
-    writers, readers = ("input", "a0.h0", "m0"), ("a0.h0<q>", "a1.h0<k>", "logits")
-    matrix = InlineTensor.of([[0.5, -2.0, 0.1], [np.nan, 1.0, 0.2], [np.nan, -0.3, 0.4]], ("writer", "reader"))
-    score = ScalarStatistic(mean=-2.0, standard_error=0.1 if count > 1 else None, count=count)
-    pair = EdgePair(
-        tokens=PairTokens(clean=tokens(), corrupted=tokens(CORRUPTED)),
-        differing_positions=(6,),
-        baselines=Baselines(clean=3.0, corrupted=-4.0),
-        scores=matrix if scores else None,
-    )
-    outcome = EdgeAttributionOutcome(
-        variant="eap_ig_inputs",
-        steps=5,
-        quadrature="midpoint",
-        writers=writers,
-        readers=readers,
-        scores=matrix if scores else None,
-        edges=(ScoredEdge(edge="input->a1.h0<k>", score=score), ScoredEdge(edge="a0.h0->a1.h0<k>", score=score)),
-        edge_counts=EdgeCounts(edges=7, per_query_head=9),
-        pairs=(pair,) * count,
-    )
-    return AttributionResult(attribution=outcome, **about("edge_attribution_patching"))

@@ -9,7 +9,7 @@ from services.contracts.errors import Conflict, ErrorCode, Refused
 from services.contracts.job import JobResult
 from services.figures.draw import draw
 from services.figures.sheet import MEDIA_TYPES, PNG
-from tests.services.figures import samples
+from tests.services.figures import attributions, samples
 from tests.services.figures.reading import drawn, part, texts
 
 LAYERS_BY_POSITIONS = samples.patching(("layer", "position"), samples.ramp(3, 8))
@@ -25,23 +25,23 @@ RESULTS: dict[str, JobResult] = {
     "heads by named positions": BY_NAMED_POSITIONS,
     "heads by all positions": BY_ALL_POSITIONS,
     "embeddings by positions": samples.patching(("position",), samples.ramp(8)),
-    "direct logit attribution": samples.direct_logit(),
-    "direct logit attribution of many": samples.direct_logit(8),
+    "direct logit attribution": attributions.direct_logit(),
+    "direct logit attribution of many": attributions.direct_logit(8),
     "features": samples.features(),
     "features asked for": samples.features(asked=True),
     "activations": samples.activations(),
-    "gradient x input": samples.gradient_x_input(),
-    "integrated gradients": samples.integrated_gradients(),
-    "attribution patching": samples.attribution_patching(),
-    "attribution patching of many": samples.attribution_patching(8, with_signs=False),
+    "gradient x input": attributions.gradient_x_input(),
+    "integrated gradients": attributions.integrated_gradients(),
+    "attribution patching": attributions.attribution_patching(),
+    "attribution patching of many": attributions.attribution_patching(8, with_signs=False),
     "attention": samples.attention(),
     "attention without patterns": samples.attention(patterns=False),
     "attention without scores": samples.attention(scores=False),
     "path patching": samples.path_patching(),
     "path patching of many": samples.path_patching(8),
     "path patching by position": samples.path_patching(by_position=True),
-    "edges": samples.edges(),
-    "edges of many": samples.edges(8, scores=False),
+    "edges": attributions.edges(),
+    "edges of many": attributions.edges(8, scores=False),
     "logit lens": samples.logit_lens(),
     "logit lens without a metric": samples.logit_lens(metric=False),
     "ablation": samples.ablation(),
@@ -114,7 +114,7 @@ def test_heads_at_many_positions_are_the_strongest_ones() -> None:
 
 
 def test_components_are_ranked_by_magnitude() -> None:
-    shown = texts(part(drawn(samples.direct_logit()), "panel-0"))
+    shown = texts(part(drawn(attributions.direct_logit()), "panel-0"))
     assert shown[0] != "embedding"
     names = [text for text in shown if text.startswith(("a0", "a1", "a2", "m", "embedding"))]
     assert names[:2] == ["m0", "a2.h2"]
@@ -144,12 +144,12 @@ def test_attention_that_was_read_is_drawn_as_query_by_key() -> None:
 
 
 def test_attributions_are_running_text_with_a_number_below_each_token() -> None:
-    shown = texts(part(drawn(samples.gradient_x_input()), "panel-0"))
+    shown = texts(part(drawn(attributions.gradient_x_input()), "panel-0"))
     assert shown[:4] == ["When", "−1.00", "␣John", "−0.57"]
 
 
 def test_integrated_gradients_state_what_is_missing_to_completeness() -> None:
-    (stated,) = [text for text in texts(drawn(samples.integrated_gradients())) if "completeness" in text]
+    (stated,) = [text for text in texts(drawn(attributions.integrated_gradients())) if "completeness" in text]
     assert "sum of attributions 6.990, completeness gap 0.010" in stated
 
 
@@ -178,25 +178,25 @@ def test_path_patching_by_position_has_a_row_per_sender() -> None:
 
 
 def test_edges_are_ranked_and_where_all_scores_are_there_also_a_matrix() -> None:
-    picture = drawn(samples.edges())
+    picture = drawn(attributions.edges())
     assert {"input->a1.h0<k>", "a0.h0->a1.h0<k>"} <= set(texts(part(picture, "panel-0")))
     assert {"writer", "reader", "logits", "m0"} <= set(texts(part(picture, "panel-1")))
-    assert "writer" not in texts(drawn(samples.edges(scores=False)))
+    assert "writer" not in texts(drawn(attributions.edges(scores=False)))
 
 
 def test_the_edges_of_one_pair_are_ranked_by_its_own_scores() -> None:
-    shown = texts(part(drawn(samples.edges(2), example=1), "panel-0"))
+    shown = texts(part(drawn(attributions.edges(2), example=1), "panel-0"))
     assert [text for text in shown if "->" in text][:2] == ["input->a1.h0<k>", "a0.h0->a1.h0<k>"]
     assert len([text for text in shown if "->" in text]) == 7
 
 
 def test_attribution_patching_shows_every_site_and_its_own_check() -> None:
-    shown = texts(drawn(samples.attribution_patching(8)))
+    shown = texts(drawn(attributions.attribution_patching(8)))
     assert {"z S2", "z END", "mlp_out", "exact effect", "estimated effect", "strongest", "sampled"} <= set(shown)
     (check,) = [text for text in shown if text.startswith("check: ")]
     assert "largest error 1.000 (z of layer 0, head 0 at position S2), 1 false negatives" in check
     with pytest.raises(Conflict, match="that one alone"):
-        drawn(samples.attribution_patching(8), example=1)
+        drawn(attributions.attribution_patching(8), example=1)
 
 
 def test_the_logit_lens_has_the_likeliest_token_in_every_cell() -> None:
@@ -237,7 +237,7 @@ def test_one_pair_whose_effects_were_not_asked_for_is_a_conflict_that_names_the_
     with pytest.raises(Conflict, match="per_pair") as refusal:
         drawn(LAYERS_BY_HEADS, example=1)
     assert refusal.value.code == ErrorCode.NO_FIGURE
-    for result in (samples.direct_logit(8), samples.ablation(8)):
+    for result in (attributions.direct_logit(8), samples.ablation(8)):
         with pytest.raises(Conflict, match="per_example"):
             drawn(result, example=1)
 
@@ -261,7 +261,7 @@ def test_the_single_pair_is_drawn_alike_by_its_number() -> None:
         samples.features(samples.HARD),
         samples.activations(samples.HARD),
         samples.intervention(top=samples.HARD),
-        samples.gradient_x_input(samples.HARD),
+        attributions.gradient_x_input(samples.HARD),
         samples.logit_lens(samples.HARD),
         samples.attention(samples.HARD),
     ],

@@ -74,8 +74,8 @@ def test_what_no_page_holds_is_refused_with_the_way_out(picture: Picture) -> Non
 def test_drawing_leaves_no_trace_in_the_process() -> None:
     code = (
         "import matplotlib, sys; before = matplotlib.rcParams.copy();"
-        "from tests.services.figures import samples; from services.figures.draw import draw;"
-        "draw(samples.direct_logit(), 'image/png');"
+        "from tests.services.figures import attributions; from services.figures.draw import draw;"
+        "draw(attributions.direct_logit(), 'image/png');"
         "assert matplotlib.rcParams.copy() == before;"
         "assert not {'matplotlib.pyplot', 'torch', 'tkinter'} & set(sys.modules)"
     )
