@@ -84,6 +84,13 @@ class AttentionSpec(Spec):
             yield Violation(pointer, ErrorCode.UNKNOWN_TOKEN, message)
 
 
+class ReadHead(Contract):
+    """A head whose patterns were taken."""
+
+    layer: Layer
+    head: Head
+
+
 class HeadScores(Contract):
     """Every head against the known kinds, each score between 0 and 1, as [layer, head]; means over prompts.
 
@@ -116,7 +123,7 @@ class PromptAttention(Contract):
 
 class AttentionResult(Result):
     kind: Literal["attention"] = "attention"
-    heads: tuple[AttentionHead, ...]
+    heads: tuple[ReadHead, ...]
     prompts: tuple[PromptAttention, ...]
     scores: HeadScores | None
     random_scores: HeadScores | None
