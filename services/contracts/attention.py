@@ -23,13 +23,6 @@ class AttentionHead(Request):
     head: Head
 
 
-class ShownHead(Contract):
-    """A head whose patterns are given."""
-
-    layer: int
-    head: int
-
-
 class RandomTokens(Request):
     """Sequences of `length` different tokens drawn at random, then the same again: only the context can predict them.
 
@@ -91,6 +84,13 @@ class AttentionSpec(Spec):
             yield Violation(pointer, ErrorCode.UNKNOWN_TOKEN, message)
 
 
+class ReadHead(Contract):
+    """A head whose patterns were taken."""
+
+    layer: Layer
+    head: Head
+
+
 class HeadScores(Contract):
     """Every head against the known kinds, each score between 0 and 1, as [layer, head]; means over prompts.
 
@@ -123,7 +123,7 @@ class PromptAttention(Contract):
 
 class AttentionResult(Result):
     kind: Literal["attention"] = "attention"
-    heads: tuple[ShownHead, ...]
+    heads: tuple[ReadHead, ...]
     prompts: tuple[PromptAttention, ...]
     scores: HeadScores | None
     random_scores: HeadScores | None

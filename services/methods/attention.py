@@ -23,7 +23,7 @@ from services.contracts.attention import (
     AttentionSpec,
     HeadScores,
     PromptAttention,
-    ShownHead,
+    ReadHead,
 )
 from services.contracts.site import SiteName
 from services.contracts.tensor import InlineTensor, Statistic
@@ -54,7 +54,7 @@ def run(spec: AttentionSpec, context: MethodContext) -> AttentionResult:
     read = reader.read([prompt.ids for prompt in context.inputs.prompts], spec.patterns)
     drawn = reader.read(sequences, ())
     return AttentionResult(
-        heads=tuple(ShownHead(layer=chosen.layer, head=chosen.head) for chosen in spec.patterns),
+        heads=tuple(ReadHead(layer=chosen.layer, head=chosen.head) for chosen in spec.patterns),
         prompts=tuple(
             PromptAttention(tokens=prompt, patterns=_stacked(of_prompt, spec.patterns))
             for prompt, of_prompt in zip(context.inputs.prompts, read, strict=True)

@@ -26,6 +26,7 @@ from services.engine.readout import TopK
 from services.engine.row import Capture, Row, Site
 from services.engine.weights import Weights
 from services.methods.context import MethodContext
+from services.methods.grouping import together
 from services.methods.metric import Measure, finite, measure
 
 VERSION = "1"
@@ -56,16 +57,16 @@ def run(spec: LogitLensSpec, context: MethodContext) -> LogitLensResult:
     layers = spec.read_layers(context.model.facts)
     lens = _Lens(spec, context, context.weights())
     examples: list[LensExample] = []
-    for together in _together(context.inputs.examples):
-        captures = [_captures(example, layers, spec, context) for example in together]
+    for group in together(context.inputs.examples, lambda example: len(example.prompt.ids), TOKENS_AT_ONCE):
+        captures = [_captures(example, layers, spec, context) for example in group]
         rows = [
             Row(example.prompt.ids, captures=tuple(dict.fromkeys(taken)))
-            for example, taken in zip(together, captures, strict=True)
+            for example, taken in zip(group, captures, strict=True)
         ]
         outcomes = context.run(rows)
         examples += [
             lens.read(example, taken, outcome)
-            for example, taken, outcome in zip(together, captures, outcomes, strict=True)
+            for example, taken, outcome in zip(group, captures, outcomes, strict=True)
         ]
     return LogitLensResult(
         layers=layers,
@@ -74,16 +75,6 @@ def run(spec: LogitLensSpec, context: MethodContext) -> LogitLensResult:
         provenance=context.provenance("logit_lens", VERSION),
         usage=context.usage(),
     )
-
-
-def _together(examples: Sequence[TokenizedExample]) -> Iterator[list[TokenizedExample]]:
-    group: list[TokenizedExample] = []
-    for example in examples:
-        if group and sum(len(member.prompt.ids) for member in group) + len(example.prompt.ids) > TOKENS_AT_ONCE:
-            yield group
-            group = []
-        group.append(example)
-    yield group
 
 
 def _captures(

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from services.contracts.ablation import AblatedExample, AblationResult
 from services.contracts.activations import ActivationsResult, PromptActivations, ReadPlace
-from services.contracts.attention import AttentionResult, HeadScores, PromptAttention, ShownHead
+from services.contracts.attention import AttentionResult, HeadScores, PromptAttention, ReadHead
 from services.contracts.features import (
     ActiveFeature,
     FeatureEffect,
@@ -219,7 +219,7 @@ def attention(strings: tuple[str, ...] = CLEAN, *, patterns: bool = True, scores
         patterns=InlineTensor.of(rows, ("head", "query", "key")) if patterns else None,
     )
     return AttentionResult(
-        heads=(ShownHead(layer=1, head=0), ShownHead(layer=1, head=3)) if patterns else (),
+        heads=(ReadHead(layer=1, head=0), ReadHead(layer=1, head=3)) if patterns else (),
         prompts=(prompt, prompt),
         scores=of_all if scores else None,
         random_scores=of_all if scores else None,
