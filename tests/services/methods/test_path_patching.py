@@ -30,7 +30,7 @@ def job(family: str, receivers: Sequence[str], **changes: Any) -> dict[str, Any]
     method = {"type": "path_patching", "receivers": list(receivers), **changes.pop("method", {})}
     return {
         "kind": "patching",
-        "model": f"tiny-{family.replace('_', '-')}",
+        "model": family if family.startswith("smollm2") else f"tiny-{family.replace('_', '-')}",
         "method": method,
         "pairs": [PAIR],
         **changes,
@@ -60,7 +60,8 @@ class Bench:
         self.target, self.source = pair.corrupted.ids, pair.clean.ids
         if result.mode == "noising":
             self.target, self.source = self.source, self.target
-        places = [(site, layer) for layer in range(LAYERS) for site in ("resid_pre", "z", "mlp_out")]
+        self._layers = range(len(self.reference.blocks))
+        places = [(site, layer) for layer in self._layers for site in ("resid_pre", "z", "mlp_out")]
         self._kept = self.reference.activations(self.target, places)
         self._sent = self.reference.activations(self.source, places)
         self.unpatched = self.metric(self.reference.logits(self.target))
@@ -95,7 +96,7 @@ class Bench:
 
     def _sending(self, sender: Writer, rows: Any, freeze_mlps: bool) -> dict[Place, Change]:
         changes: dict[Place, Change] = {}
-        for layer in range(LAYERS):
+        for layer in self._layers:
             new = self._kept["z", layer].clone()
             if sender.kind == "head" and sender.layer == layer:
                 columns = self.reference.columns("z", sender.head or 0)
@@ -257,6 +258,19 @@ def test_many_pairs_of_different_lengths_give_means_with_standard_errors(laborat
     for index, pair in enumerate(pairs):
         alone = run(laboratory, job("llama", ["a2.h1<q>", "m2"], pairs=[pair]))
         np.testing.assert_allclose(own[index], array(alone.effects, ("sender",)), atol=TOLERANCE)
+
+
+def test_paths_of_smollm2_equal_the_two_passes(smollm2: Laboratory) -> None:
+    senders, receivers = ["a19.h2", "m20", "a23.h3", "a20.h0"], ["a23.h3<q>", "a24.h1<v>", "a24.h2<k>", "m25"]
+    body = job("smollm2-135m", receivers, method={"senders": senders})
+    result = run(smollm2, body)
+    bench = Bench(smollm2, body, result)
+    expected = [bench.effect(sender, receivers) for sender in senders]
+    assert np.abs(expected).max() > 0.1, "the reference itself must see an effect"
+    np.testing.assert_allclose(array(result.effects, ("sender",)), expected, atol=1e-3)
+    direct = run(smollm2, job("smollm2-135m", ["logits"], method={"senders": senders, "freeze_mlps": True}))
+    expected = [bench.effect(sender, ["logits"], freeze_mlps=True) for sender in senders]
+    np.testing.assert_allclose(array(direct.effects, ("sender",)), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(
