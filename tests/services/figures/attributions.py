@@ -1,6 +1,7 @@
 """Results of attribution, one maker per method."""
 
 import numpy as np
+import numpy.typing as npt
 
 from services.contracts.attribution import AttributionResult
 from services.contracts.attribution_patching import (
@@ -10,29 +11,51 @@ from services.contracts.attribution_patching import (
     CheckedNode,
     NodeEffects,
 )
-from services.contracts.direct_logit_attribution import AttributedExample, DirectLogitOutcome, DirectLogitTerms
+from services.contracts.direct_logit_attribution import (
+    AttributedExample,
+    DirectLogitOutcome,
+    DirectLogitTerms,
+    NeuronContribution,
+)
 from services.contracts.edge_attribution_patching import EdgeAttributionOutcome, EdgeCounts, EdgePair, ScoredEdge
 from services.contracts.gradient_x_input import GradientXInputOutcome, InputAttributions
 from services.contracts.integrated_gradients import IntegratedExample, IntegratedGradientsOutcome
 from services.contracts.result import Baselines, PairTokens
 from services.contracts.site import SiteName
-from services.contracts.tensor import InlineTensor, ScalarStatistic
+from services.contracts.tensor import Estimate, InlineTensor, ScalarStatistic
 from tests.services.figures.samples import CLEAN, CORRUPTED, about, estimate, ramp, tokens
 
 
-def direct_logit(count: int = 1) -> AttributionResult:
-    layers, heads = 3, 4
-    terms = DirectLogitTerms(
-        embedding=estimate(0.5, (), count),
-        heads=estimate(ramp(layers, heads), ("layer", "head"), count),
-        attention_bias=estimate(np.zeros(layers), ("layer",), count),
-        mlps=estimate([5.0, -0.5, 0.25], ("layer",), count),
-        final_norm_bias=estimate(0.0, (), count),
-        unembedding_bias=estimate(0.0, (), count),
-    )
+def direct_logit(count: int = 1, *, split: bool = False) -> AttributionResult:
+    """Three layers of four heads; `split`: also by position, by source and by neuron."""
     example = AttributedExample(tokens=tokens(), metric=3.0, sum_of_terms=3.0, gap=0.0)
-    return AttributionResult(
-        attribution=DirectLogitOutcome(examples=(example,) * count, terms=terms), **about("direct_logit_attribution")
+    contribution = ScalarStatistic(mean=0.5, standard_error=0.1 if count > 1 else None, count=count)
+    outcome = DirectLogitOutcome(
+        examples=(example,) * count,
+        terms=_terms(count),
+        by_position=_terms(count, len(CLEAN)) if split else None,
+        by_source=estimate(ramp(3, 4, len(CLEAN)), ("layer", "head", "source"), count) if split else None,
+        neurons=(NeuronContribution(layer=2, neuron=77, contribution=contribution),) if split else (),
+    )
+    return AttributionResult(attribution=outcome, **about("direct_logit_attribution"))
+
+
+def _terms(count: int, *positions: int) -> DirectLogitTerms:
+    """The largest is the first MLP, then the last heads; the same at every position when there are `positions`."""
+    axis = ("position",) * len(positions)
+
+    def term(values: npt.ArrayLike, *dims: str) -> Estimate:
+        array = np.asarray(values, dtype=np.float32)
+        repeated = np.multiply.outer(array, np.ones(positions, dtype=np.float32))
+        return estimate(repeated, (*dims, *axis), count)
+
+    return DirectLogitTerms(
+        embedding=term(0.5),
+        heads=term(ramp(3, 4), "layer", "head"),
+        attention_bias=term(np.zeros(3), "layer"),
+        mlps=term([5.0, -0.5, 0.25], "layer"),
+        final_norm_bias=term(0.0),
+        unembedding_bias=term(0.0),
     )
 
 

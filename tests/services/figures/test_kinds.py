@@ -27,6 +27,8 @@ RESULTS: dict[str, JobResult] = {
     "embeddings by positions": samples.patching(("position",), samples.ramp(8)),
     "direct logit attribution": attributions.direct_logit(),
     "direct logit attribution of many": attributions.direct_logit(8),
+    "direct logit attribution split": attributions.direct_logit(split=True),
+    "direct logit attribution of many split": attributions.direct_logit(8, split=True),
     "features": samples.features(),
     "features asked for": samples.features(asked=True),
     "activations": samples.activations(),
@@ -118,6 +120,12 @@ def test_components_are_ranked_by_magnitude() -> None:
     assert shown[0] != "embedding"
     names = [text for text in shown if text.startswith(("a0", "a1", "a2", "m", "embedding"))]
     assert names[:2] == ["m0", "a2.h2"]
+
+
+def test_direct_logit_attribution_shows_the_splits_asked_for() -> None:
+    splits = {"attention by position", "MLPs by position", "m2 neuron 77", "the 1 strongest neurons"}
+    assert splits <= set(texts(drawn(attributions.direct_logit(split=True))))
+    assert not splits & set(texts(drawn(attributions.direct_logit())))
 
 
 def test_features_are_told_by_the_tokens_that_they_promote() -> None:
