@@ -9,10 +9,11 @@ from services.figures.bars import Bars
 from services.figures.heatmap import Heatmap
 from services.figures.kinds.reading import array, error, not_reported, notes, number, of_all, pick, scalars, title
 from services.figures.kinds.sweep import heads_and_mlps, numbered, position_names, strongest, strongest_rows
-from services.figures.picture import Panel, Picture
+from services.figures.picture import Panel, Picture, grid
 from services.figures.scale import signed
 
 _RANKED = 20
+_IN_A_ROW = 2
 _LOGITS = "contribution (logits)"
 
 
@@ -84,14 +85,14 @@ def _errors(estimates: list[Estimate], chosen: list[int]) -> FloatArray | None:
 def _splits(outcome: DirectLogitOutcome) -> tuple[tuple[Panel, ...], ...]:
     """Rows of panels for what the job asked to be split further."""
     tokens = position_names([one.tokens for one in outcome.examples])
-    rows: list[tuple[Panel, ...]] = []
+    panels: list[Panel] = []
     if outcome.by_position is not None:
-        rows.append(_by_position(outcome.by_position, tokens))
+        panels += _by_position(outcome.by_position, tokens)
     if outcome.by_source is not None:
-        rows.append((_by_source(array(outcome.by_source), tokens),))
+        panels.append(_by_source(array(outcome.by_source), tokens))
     if outcome.neurons:
-        rows.append((_neurons(outcome.neurons),))
-    return tuple(rows)
+        panels.append(_neurons(outcome.neurons))
+    return grid(panels, _IN_A_ROW)
 
 
 def _by_position(terms: DirectLogitTerms, tokens: tuple[str, ...]) -> tuple[Heatmap, Heatmap]:
