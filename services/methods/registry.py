@@ -2,6 +2,7 @@
 
 from services.contracts.ablation import AblationSpec
 from services.contracts.activations import ActivationsSpec
+from services.contracts.attention import AttentionSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
@@ -11,12 +12,14 @@ from services.contracts.gradient_x_input import GradientXInput
 from services.contracts.integrated_gradients import IntegratedGradients
 from services.contracts.intervention import InterventionSpec
 from services.contracts.job import JobResult, JobSpec
+from services.contracts.logit_lens import LogitLensSpec
 from services.contracts.patching import ActivationPatching, PatchingSpec
 from services.contracts.path_patching import PathPatching
 from services.methods import (
     ablation,
     activation_patching,
     activations,
+    attention,
     attribution_patching,
     direct_logit_attribution,
     edge_attribution_patching,
@@ -24,6 +27,7 @@ from services.methods import (
     gradient_x_input,
     integrated_gradients,
     intervention,
+    logit_lens,
     path_patching,
 )
 from services.methods.context import MethodContext
@@ -36,22 +40,18 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
             return _run_patching(spec, context)
         case AttributionSpec():
             return _run_attribution(spec, context)
+        case FeaturesSpec():
+            return features.run(spec, context)
         case AblationSpec():
             return ablation.run(spec, context)
         case InterventionSpec():
             return intervention.run(spec, context)
         case ActivationsSpec():
             return activations.run(spec, context)
-        case FeaturesSpec():
-            return features.run(spec, context)
-
-
-def _run_patching(spec: PatchingSpec, context: MethodContext) -> JobResult:
-    match spec.method:
-        case ActivationPatching() as method:
-            return activation_patching.run(spec, method, context)
-        case PathPatching() as method:
-            return path_patching.run(spec, method, context)
+        case LogitLensSpec():
+            return logit_lens.run(spec, context)
+        case AttentionSpec():
+            return attention.run(spec, context)
 
 
 def _run_attribution(spec: AttributionSpec, context: MethodContext) -> AttributionResult:
@@ -66,3 +66,11 @@ def _run_attribution(spec: AttributionSpec, context: MethodContext) -> Attributi
             return attribution_patching.run(method, spec, context)
         case EdgeAttributionPatching() as method:
             return edge_attribution_patching.run(method, spec, context)
+
+
+def _run_patching(spec: PatchingSpec, context: MethodContext) -> JobResult:
+    match spec.method:
+        case ActivationPatching() as method:
+            return activation_patching.run(spec, method, context)
+        case PathPatching() as method:
+            return path_patching.run(spec, method, context)
