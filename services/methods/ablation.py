@@ -130,10 +130,9 @@ def _resampled(method: ResampleAblation, sweep: Sweep, context: MethodContext) -
     known: dict[int, ByLayer] = {}
     generator = random.Random(method.seed)  # noqa: S311 - a reproducible draw, no secret
     for number, example in enumerate(examples):
-        missing = sorted({*drawn[number]} - set(known))
-        if missing and _bytes(known, sweep, context) > REFERENCE_BYTES:
+        missing = {*drawn[number]} - set(known)
+        if missing and _bytes([*known, *missing], sweep, context) > REFERENCE_BYTES:
             known.clear()
-            missing = sorted({*drawn[number]})
         if missing:
             ahead = _ahead(drawn[number:], known, sweep, context)
             found = load([references[index] for index in ahead], sweep.site, layers, context)
@@ -141,7 +140,7 @@ def _resampled(method: ResampleAblation, sweep: Sweep, context: MethodContext) -
         yield [_gathered(known[index], len(example.prompt.ids), generator) for index in drawn[number]]
 
 
-def _bytes(indices: Sequence[int] | dict[int, ByLayer], sweep: Sweep, context: MethodContext) -> int:
+def _bytes(indices: Sequence[int], sweep: Sweep, context: MethodContext) -> int:
     layers, references = sweep.layers or (None,), context.inputs.references
     return sum(reference_bytes(references[index], sweep.site, layers, context) for index in indices)
 

@@ -9,13 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from services.catalogue.catalogue import open_catalogue
 from services.catalogue.resolve import Limits, resolve
 from services.contracts.errors import ErrorCode, InvalidSpec
 from services.contracts.node import Reader, Writer
 from services.contracts.patching import PatchingResult
 from services.contracts.tensor import InlineTensor, Statistic
+from services.engine.engine import Engine
 from tests.brute_force import Change, Place, Reference
 from tests.families import HEADS, LAYERS
+from tests.prepared import prepare_family
 from tests.services.methods.conftest import FAMILIES, SPEC, Laboratory
 from tests.services.methods.test_activation_patching import OTHER_PAIR, PAIR
 from tests.services.methods.test_activation_patching import job as activation_patching
@@ -242,6 +245,27 @@ def test_what_the_input_sends_to_the_first_layers_heads_is_all_that_they_read(la
     bench = Bench(laboratory, bench_job, run(laboratory, bench_job))
     logits = bench.reference.logits(bench.target, {("z", 0): _set(bench._sent["z", 0])})
     assert found == pytest.approx(bench.metric(logits) - bench.unpatched, abs=TOLERANCE)
+
+
+def test_a_model_of_attention_alone_has_paths_between_heads_only(
+    engine: Engine, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    prepare_family("native_attention", tmp_path_factory.mktemp("source"), home)
+    alone = Laboratory(engine, open_catalogue(home))
+    facts = alone.catalogue.model("tiny-native-attention")
+    heads = tuple(f"a{layer}.h{head}" for layer in range(facts.layers) for head in range(facts.heads))
+    plain = run(alone, job("native_attention", ["logits"]))
+    frozen = run(alone, job("native_attention", ["logits"], method={"freeze_mlps": True}))
+    assert plain.senders == frozen.senders == heads
+    effects = array(plain.effects, ("sender",))
+    np.testing.assert_allclose(array(frozen.effects, ("sender",)), effects, atol=TOLERANCE)
+    patched = run(alone, activation_patching("native_attention", "z"))
+    last = array(patched.effects, ("layer", "head"))[-1]
+    np.testing.assert_allclose(effects[-facts.heads :], last, atol=TOLERANCE)
+    composed = run(alone, job("native_attention", [f"a{facts.layers - 1}.h0<k>"]))
+    assert composed.senders == heads[: -facts.heads]
+    assert np.abs(array(composed.effects, ("sender",))).max() > 100 * TOLERANCE
 
 
 def test_many_pairs_of_different_lengths_give_means_with_standard_errors(laboratory: Laboratory) -> None:
