@@ -16,7 +16,7 @@ from services.contracts.result import PromptTokens, Result
 from services.contracts.spec import Asked, Spec
 from services.contracts.tensor import Tensor
 
-LensLayer = Literal["embed"] | Layer
+LensLayer = Layer | Literal["embed"]
 """`embed` is the residual stream before the first layer; a number is the one after that layer."""
 
 
@@ -103,5 +103,5 @@ class LensExample(Contract):
 
 class LogitLensResult(Result):
     kind: Literal["logit_lens"] = "logit_lens"
-    layers: tuple[LensLayer, ...]
+    layers: tuple[int | str, ...]
     examples: tuple[LensExample, ...]
