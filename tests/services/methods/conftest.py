@@ -18,6 +18,7 @@ from services.engine.ticket import JobTicket
 from services.methods.context import MethodContext, SaeInUse
 from services.methods.registry import run_method
 from services.models.load import LoadedModel, load_model
+from tests.hand_built import prepare_hand_built
 from tests.prepared import prepare_family
 
 FAMILIES = ("gpt2", "llama", "gpt_neox", "gemma2")
@@ -78,6 +79,14 @@ class Laboratory:
 @pytest.fixture(scope="session")
 def laboratory(engine: Engine, tiny: Catalogue) -> Laboratory:
     return Laboratory(engine, tiny)
+
+
+@pytest.fixture(scope="session")
+def hand_built(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
+    """The model whose circuit was written into its weights."""
+    home = tmp_path_factory.mktemp("home")
+    prepare_hand_built(tmp_path_factory.mktemp("sources"), home)
+    return Laboratory(engine, open_catalogue(home))
 
 
 @pytest.fixture(scope="session")
