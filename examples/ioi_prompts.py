@@ -7,10 +7,11 @@ subject (S, John), which has been named twice: at S1 and at S2. A corrupted prom
 - `abc`: three names that are neither IO nor S, so that nobody is named twice.
 """
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
 
 Corruption = Literal["s2_flip", "abc"]
 
@@ -41,7 +42,7 @@ NAMES = (
     "Patrick Sean Erin Zachary Jamie Kelly Samantha Nathan Sara Dustin Paul Angela Tyler Scott Katherine Andrea "
     "Gregory Erica Mary Travis Lisa Kenneth Bryan Lindsey Kristen Jose Alexander Jesse Katie Lindsay Shannon Vanessa "
     "Courtney Christine Alicia Cody Allison Bradley Samuel"
-).split()
+)
 
 Cut = Callable[[str], list[str]]
 
@@ -70,18 +71,21 @@ class Prompt:
 
 def single_token_names(cut: Cut) -> list[str]:
     """The paper's names that are one token of this tokenizer after a space."""
-    return [name for name in NAMES if len(cut(f" {name}")) == 1]
+    return [name for name in NAMES.split() if len(cut(f" {name}")) == 1]
 
 
 def sample(names: Sequence[str], count: int, seed: int) -> list[tuple[Prompt, tuple[str, str, str]]]:
     """Seeded prompts, half of them with the subject first, each with three other names for the ABC corruption."""
-    generator = random.Random(seed)
+    generator = np.random.default_rng(seed)
+
+    def choose(options: Sequence[str]) -> str:
+        return options[int(generator.integers(len(options)))]
+
     drawn = []
     for number in range(count):
-        first, second, *others = generator.sample(list(names), 5)
+        first, second, *others = (names[int(index)] for index in generator.permutation(len(names))[:5])
         subject = first if number % 2 else second
-        words = {"place": generator.choice(PLACES), "object": generator.choice(OBJECTS)}
-        prompt = Prompt(generator.choice(TEMPLATES), words, first, second, subject)
+        prompt = Prompt(choose(TEMPLATES), {"place": choose(PLACES), "object": choose(OBJECTS)}, first, second, subject)
         drawn.append((prompt, (others[0], others[1], others[2])))
     return drawn
 
