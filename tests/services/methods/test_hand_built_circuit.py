@@ -3,53 +3,30 @@
 Nothing else is: the model's other heads and MLPs are busy, but nobody reads what they write.
 """
 
-from typing import Any
-
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from services.contracts.tensor import InlineTensor
 from tests.hand_built import INDUCTION, PREVIOUS_TOKEN, WORDS
+from tests.services.methods.circuit import (
+    ASKED,
+    CLEAN,
+    CLEAN_LOGIT,
+    CORRUPTED_LOGIT,
+    EARLIER,
+    END,
+    EXAMPLE,
+    FIRST_A,
+    FOLLOWER,
+    NOTHING,
+    B,
+    array,
+    assert_only,
+    patched,
+    run,
+)
 from tests.services.methods.conftest import Laboratory
-
-CLEAN = "<bos> d e a b f g a"
-FIRST_A, B, END = 3, 4, 7
-EARLIER = {"clean": CLEAN, "corrupted": "<bos> d e x b f g a", "answer": " b", "foil": " h"}
-"""No earlier a: nothing marks b as what followed it. The change travels 0.1's value → 1.2's key."""
-FOLLOWER = {"clean": CLEAN, "corrupted": "<bos> d e a c f g a", "answer": " b", "foil": " c"}
-"""Another token follows a. The change travels straight to 1.2's value."""
-ASKED = {"clean": CLEAN, "corrupted": "<bos> d e a b f g y", "answer": " b", "foil": " h"}
-"""Another token asks. The change travels straight to 1.2's query."""
-EXAMPLE = {"prompt": CLEAN, "answer": " b", "foil": " h"}
-
-NOTHING = 2e-3
-"""Of the circuit's own effect: what the shared scale of the norms lets through."""
-
-Cells = dict[tuple[int, ...], float]
-
-
-def run(laboratory: Laboratory, kind: str, method: dict[str, Any] | None = None, **fields: Any) -> Any:
-    body = {"kind": kind, "model": "hand-built", **fields}
-    return laboratory.run(body if method is None else body | {"method": method})
-
-
-def array(estimate: Any) -> Any:
-    assert isinstance(estimate, InlineTensor)
-    return estimate.array()
-
-
-def assert_only(found: Any, expected: Cells, tolerance: float = NOTHING) -> None:
-    """`found` is as expected in these cells and nothing elsewhere, relative to the largest expected value."""
-    whole = np.zeros_like(found)
-    for cell, value in expected.items():
-        whole[cell] = value
-    np.testing.assert_allclose(found, whole, atol=tolerance * max(map(abs, expected.values())))
-
-
-def patched(laboratory: Laboratory, pair: dict[str, Any], site: str, **method: Any) -> Any:
-    body = {"type": "activation_patching", "site": site, **method}
-    return array(run(laboratory, "patching", body, pairs=[pair]).normalized)
 
 
 def test_the_model_completes_what_it_has_seen_and_attends_as_built(hand_built: Laboratory) -> None:
@@ -58,16 +35,18 @@ def test_the_model_completes_what_it_has_seen_and_attends_as_built(hand_built: L
         hand_built.folder("hand-built"), dtype=torch.float64, attn_implementation="eager"
     )
     for prompt, answer in ((CLEAN, "b"), (FOLLOWER["corrupted"], "c"), ("<bos> two b q two r three b", "q")):
+        words = prompt.split()
         with torch.no_grad():
-            found = model(torch.tensor([[WORDS.index(word) for word in prompt.split()]]), output_attentions=True)
+            found = model(torch.tensor([[WORDS.index(word) for word in words]]), output_attentions=True)
         logits = found.logits[0, -1]
-        others = logits[torch.arange(len(WORDS)) != WORDS.index(answer)]
-        assert logits[WORDS.index(answer)] - others.max() > 9.5
-        for place, pattern in ((PREVIOUS_TOKEN, found.attentions[0]), (INDUCTION, found.attentions[1])):
-            assert place[0] in (0, 1)
-            attended = pattern[0, place[1]]
-            source = END - 1 if place == PREVIOUS_TOKEN else prompt.split().index(answer)
-            assert attended[END, source] > 0.97
+        assert WORDS[int(logits.argmax())] == answer
+        assert float(logits.max()) == pytest.approx(CLEAN_LOGIT, rel=1e-3)
+        assert float(logits.topk(2).values[1]) < CORRUPTED_LOGIT
+        attended = [
+            found.attentions[layer][0, head, END, source]
+            for (layer, head), source in ((PREVIOUS_TOKEN, END - 1), (INDUCTION, words.index(answer)))
+        ]
+        assert min(attended) > 0.97
 
 
 def test_activation_patching_finds_the_two_heads(hand_built: Laboratory) -> None:
@@ -98,6 +77,7 @@ def test_direct_logit_attribution_finds_the_induction_head(hand_built: Laborator
     result = run(hand_built, "attribution", {"type": "direct_logit_attribution"}, examples=[EXAMPLE])
     terms = result.attribution.terms
     (example,) = result.attribution.examples
+    assert example.metric == pytest.approx(CLEAN_LOGIT, rel=1e-3)
     assert_only(array(terms.heads), {INDUCTION: example.metric}, tolerance=1e-5)
     for term in (terms.embedding, terms.mlps, terms.attention_bias):
         np.testing.assert_allclose(array(term), 0, atol=1e-4)
