@@ -28,4 +28,21 @@ JOBS: Mapping[str, Mapping[str, Any]] = {
         "prompts": ["The Eiffel Tower is in Paris"],
         "top_k": 10,
     },
+    "intervention": {
+        "kind": "intervention",
+        "model": "smollm2-135m",
+        "examples": [{"prompt": _CLEAN, "answer": " Mary", "foil": " John"}],
+        "interventions": [{"site": "z", "layer": 16, "head": 0, "operation": "scale", "value": 0.0}],
+        "metric": {"type": "logit_diff"},
+        "top_k": 5,
+    },
+    "activations": {
+        "kind": "activations",
+        "model": "smollm2-135m",
+        "prompts": [_CLEAN],
+        "sites": [
+            {"site": "resid_post", "layer": 15, "positions": [-1]},
+            {"site": "blocks.20.attn.hook_pattern", "head": 3},
+        ],
+    },
 }

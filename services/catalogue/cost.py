@@ -6,13 +6,17 @@ on (all of it where the embedding changes), and its unpatched run once. What is 
 (unembedding, tokens' texts) is left out.
 """
 
+from services.catalogue.costs.activations import activations_cost
 from services.catalogue.costs.attribution import attribution_cost
 from services.catalogue.costs.cost import Cost
 from services.catalogue.costs.features import features_cost
+from services.catalogue.costs.intervention import intervention_cost
 from services.catalogue.costs.patching import patching_cost
+from services.contracts.activations import ActivationsSpec
 from services.contracts.attribution import AttributionSpec
 from services.contracts.features import FeaturesSpec
 from services.contracts.inputs import Inputs
+from services.contracts.intervention import InterventionSpec
 from services.contracts.job import JobSpec
 from services.contracts.model import ModelFacts
 from services.contracts.patching import PatchingSpec
@@ -31,3 +35,7 @@ def estimate(spec: JobSpec, inputs: Inputs, model: ModelFacts, sae: SaeFacts | N
         case FeaturesSpec():
             assert sae is not None
             return features_cost(spec, inputs, sae)
+        case InterventionSpec():
+            return intervention_cost(spec, inputs, model)
+        case ActivationsSpec():
+            return activations_cost(spec, inputs, model)

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float64
 
-from services.contracts.tensor import InlineTensor, Statistic
+from services.contracts.tensor import InlineTensor, ScalarStatistic, Statistic
 
 Array = npt.NDArray[np.float64]
 PerPair = Float64[np.ndarray, "pair ..."]
@@ -23,6 +23,13 @@ def estimate(values: PerPair, dims: tuple[str, ...]) -> InlineTensor | Statistic
     return Statistic(
         mean=InlineTensor.of(values.mean(axis=0), dims), standard_error=InlineTensor.of(error, dims), count=count
     )
+
+
+def scalar_estimate(values: PairScalars) -> ScalarStatistic:
+    """The mean over examples or pairs; with more than one, also the standard error of that mean."""
+    count = len(values)
+    error = float(values.std(ddof=1) / np.sqrt(count)) if count > 1 else None
+    return ScalarStatistic(mean=float(values.mean()), standard_error=error, count=count)
 
 
 def ratio_of_means(
