@@ -41,6 +41,30 @@ def test_the_residual_stream_before_all_layers_is_the_whole_other_run(every_fami
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_setting_that_stream_everywhere_at_once_is_the_other_run_too(every_family: Laboratory, family: str) -> None:
+    """Also where the prompts share no token."""
+    other = {"type": "tokens", "tokens": list(range(20, 34))}
+    value = {"type": "run", "prompt": other}
+    intervention = {"site": "resid_pre", "layer": 0, "operation": "set", "value": value}
+
+    def run(prompt: dict[str, Any]) -> Any:
+        return every_family.run(
+            {
+                "kind": "intervention",
+                "model": model_id(family),
+                "examples": [{"prompt": prompt, "answer": 40, "foil": 41}],
+                "interventions": [intervention],
+                "metric": {"type": "logit_diff"},
+            }
+        )
+
+    changed, unchanged = run({"type": "tokens", "tokens": list(range(60, 74))}), run(other)
+    assert changed.examples[0].metric.patched == pytest.approx(unchanged.examples[0].metric.unpatched, abs=1e-4)
+    assert abs(changed.effect.mean) > 1e-3
+    assert unchanged.effect.mean == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_runs_own_activations_change_nothing(every_family: Laboratory, family: str) -> None:
     facts = every_family.catalogue.model(model_id(family))
     for site in facts.sites:
