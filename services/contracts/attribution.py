@@ -7,15 +7,21 @@ from pydantic import Field
 
 from services.contracts.direct_logit_attribution import DirectLogitAttribution, DirectLogitOutcome
 from services.contracts.errors import ErrorCode, Violation
+from services.contracts.gradient_x_input import GradientXInput, GradientXInputOutcome
 from services.contracts.inputs import Inputs
+from services.contracts.integrated_gradients import IntegratedGradients, IntegratedGradientsOutcome
 from services.contracts.metric import LogitDiff, Metric
 from services.contracts.model import ModelFacts
 from services.contracts.prompt import Example, Pair
 from services.contracts.result import Result
 from services.contracts.spec import Asked, Spec
 
-AttributionMethod = DirectLogitAttribution
-AttributionOutcome = DirectLogitOutcome
+AttributionMethod = Annotated[
+    DirectLogitAttribution | GradientXInput | IntegratedGradients, Field(discriminator="type")
+]
+AttributionOutcome = Annotated[
+    DirectLogitOutcome | GradientXInputOutcome | IntegratedGradientsOutcome, Field(discriminator="type")
+]
 
 
 class AttributionSpec(Spec):

@@ -15,6 +15,9 @@ from transformers.pytorch_utils import Conv1D
 
 from services.models.load import LoadedModel
 
+_TOGETHER = 4_096
+"""Tokens of the vocabulary embedded at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class Norm:
@@ -58,6 +61,15 @@ class Weights:
     def W_U(self) -> Float[Tensor, "d_model vocabulary"]:
         weight: Tensor = self._bridge.unembed.original_component.weight
         return weight.T
+
+    @torch.no_grad()
+    def mean_embedding(self) -> Float[Tensor, " d_model"]:
+        """What `embed` gives on average over the vocabulary, a scale of the family's included."""
+        embed = self._bridge.embed.original_component
+        _, vocabulary = self.W_U.shape
+        pieces = torch.chunk(torch.arange(vocabulary, device=self.W_U.device), -(-vocabulary // _TOGETHER))
+        total: Tensor = torch.stack([embed(tokens).double().sum(0) for tokens in pieces]).sum(0)
+        return (total / vocabulary).to(self.W_U.dtype)
 
     @property
     def b_U(self) -> Float[Tensor, " vocabulary"] | None:

@@ -1,12 +1,23 @@
 """Which file runs which specification: the one place where a new analysis is registered."""
 
 from services.contracts.activations import ActivationsSpec
-from services.contracts.attribution import AttributionSpec
+from services.contracts.attribution import AttributionResult, AttributionSpec
+from services.contracts.direct_logit_attribution import DirectLogitAttribution
 from services.contracts.features import FeaturesSpec
+from services.contracts.gradient_x_input import GradientXInput
+from services.contracts.integrated_gradients import IntegratedGradients
 from services.contracts.intervention import InterventionSpec
 from services.contracts.job import JobResult, JobSpec
 from services.contracts.patching import PatchingSpec
-from services.methods import activation_patching, activations, direct_logit_attribution, features, intervention
+from services.methods import (
+    activation_patching,
+    activations,
+    direct_logit_attribution,
+    features,
+    gradient_x_input,
+    integrated_gradients,
+    intervention,
+)
 from services.methods.context import MethodContext
 
 
@@ -16,10 +27,20 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
         case PatchingSpec():
             return activation_patching.run(spec, context)
         case AttributionSpec():
-            return direct_logit_attribution.run(spec, context)
+            return _run_attribution(spec, context)
         case FeaturesSpec():
             return features.run(spec, context)
         case InterventionSpec():
             return intervention.run(spec, context)
         case ActivationsSpec():
             return activations.run(spec, context)
+
+
+def _run_attribution(spec: AttributionSpec, context: MethodContext) -> AttributionResult:
+    match spec.method:
+        case DirectLogitAttribution():
+            return direct_logit_attribution.run(spec, context)
+        case GradientXInput():
+            return gradient_x_input.run(spec, context)
+        case IntegratedGradients() as method:
+            return integrated_gradients.run(method, spec, context)

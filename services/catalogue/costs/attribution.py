@@ -1,9 +1,11 @@
 """What `attribution` costs, by method."""
 
-from services.catalogue.costs.cost import FLOAT_BYTES, Cost
+from services.catalogue.costs.cost import FLOAT_BYTES, GRADIENT_PASSES, Cost
 from services.contracts.attribution import AttributionSpec
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
+from services.contracts.gradient_x_input import GradientXInput
 from services.contracts.inputs import Inputs
+from services.contracts.integrated_gradients import IntegratedGradients
 from services.contracts.model import ModelFacts
 
 
@@ -11,6 +13,10 @@ def attribution_cost(spec: AttributionSpec, inputs: Inputs, model: ModelFacts) -
     match spec.method:
         case DirectLogitAttribution():
             return _direct_logit_attribution(spec, inputs, model)
+        case GradientXInput():
+            return Cost(GRADIENT_PASSES * inputs.tokens() * model.layers, inputs.tokens() * FLOAT_BYTES)
+        case IntegratedGradients() as method:
+            return _integrated_gradients(method, inputs, model)
 
 
 def _direct_logit_attribution(spec: AttributionSpec, inputs: Inputs, model: ModelFacts) -> Cost:
@@ -18,3 +24,11 @@ def _direct_logit_attribution(spec: AttributionSpec, inputs: Inputs, model: Mode
     terms = model.layers * (model.heads + 2) + 3
     tensors = len(inputs.examples) * spec.per_example + 2
     return Cost(inputs.tokens() * model.layers, tensors * terms * FLOAT_BYTES)
+
+
+def _integrated_gradients(method: IntegratedGradients, inputs: Inputs, model: ModelFacts) -> Cost:
+    """Two readings a prompt, and every step forward and backward."""
+    prompts = [pair.clean for pair in inputs.pairs] + [example.prompt for example in inputs.examples]
+    tokens = sum(len(prompt.ids) for prompt in prompts)
+    passes = 2 + GRADIENT_PASSES * method.steps
+    return Cost(passes * tokens * model.layers, tokens * FLOAT_BYTES)

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 FLOAT_BYTES = 4
 
+GRADIENT_PASSES = 3
+"""What a forward and a backward pass cost together, in forward passes."""
+
 
 @dataclass(frozen=True)
 class Cost:

@@ -16,19 +16,40 @@ ATTRIBUTION = {
     "method": {"type": "direct_logit_attribution"},
     "examples": [EXAMPLE, EXAMPLE | {"prompt": "When John and Mary went to the shops, John"}],
 }
+GRADIENT_X_INPUT = ATTRIBUTION | {"method": {"type": "gradient_x_input"}}
+INTEGRATED_GRADIENTS = {
+    "kind": "attribution",
+    "model": "tiny-llama",
+    "method": {"type": "integrated_gradients", "steps": 7},
+    "pairs": job("llama", "resid_pre")["pairs"],
+}
+FROM_ZERO = ATTRIBUTION | {"method": {"type": "integrated_gradients", "baseline": "zero", "steps": 7}}
 
 
 @pytest.mark.parametrize(
     "body",
     [
         ATTRIBUTION,
+        GRADIENT_X_INPUT,
+        INTEGRATED_GRADIENTS,
+        FROM_ZERO,
         job("llama", "resid_pre"),
         job("llama", "mlp_out", method={"mode": "noising"}),
         job("llama", "z"),
         job("llama", "z", method={"positions": [-5, -1]}),
         job("gpt_neox", "embed"),
     ],
-    ids=["attribution", "resid_pre", "mlp_out", "z", "z by position", "embed"],
+    ids=[
+        "attribution",
+        "gradient x input",
+        "integrated gradients",
+        "from zero",
+        "resid_pre",
+        "mlp_out",
+        "z",
+        "z by position",
+        "embed",
+    ],
 )
 def test_a_job_is_billed_what_was_estimated(laboratory: Laboratory, body: dict[str, Any]) -> None:
     estimate = resolve(SPEC.validate_json(json.dumps(body)), laboratory.catalogue, Limits()).cost.token_layers
