@@ -69,12 +69,16 @@ class Prompt:
         return self.text(self.first, self.second, self.subject)
 
 
+Drawn = Sequence[tuple[Prompt, tuple[str, str, str]]]
+"""Prompts, each with the three names of its ABC corruption."""
+
+
 def single_token_names(cut: Cut) -> list[str]:
     """The paper's names that are one token of this tokenizer after a space."""
     return [name for name in NAMES.split() if len(cut(f" {name}")) == 1]
 
 
-def sample(names: Sequence[str], count: int, seed: int) -> list[tuple[Prompt, tuple[str, str, str]]]:
+def sample(names: Sequence[str], count: int, seed: int) -> Drawn:
     """Seeded prompts, half of them with the subject first, each with three other names for the ABC corruption."""
     generator = np.random.default_rng(seed)
 
@@ -90,7 +94,7 @@ def sample(names: Sequence[str], count: int, seed: int) -> list[tuple[Prompt, tu
     return drawn
 
 
-def pairs(drawn: Sequence[tuple[Prompt, tuple[str, str, str]]], corruption: Corruption, cut: Cut) -> list[Any]:
+def pairs(drawn: Drawn, corruption: Corruption, cut: Cut) -> list[Any]:
     """The pairs of a job, their positions named IO, S1, S1+1, S2 and END."""
     made = []
     for prompt, others in drawn:
@@ -101,7 +105,7 @@ def pairs(drawn: Sequence[tuple[Prompt, tuple[str, str, str]]], corruption: Corr
     return made
 
 
-def examples(drawn: Sequence[tuple[Prompt, tuple[str, str, str]]]) -> list[Any]:
+def examples(drawn: Drawn) -> list[Any]:
     """The clean prompts alone."""
     return [
         {"prompt": prompt.clean, "answer": f" {prompt.indirect_object}", "foil": f" {prompt.subject}"}
