@@ -45,4 +45,10 @@ JOBS: Mapping[str, Mapping[str, Any]] = {
             {"site": "blocks.20.attn.hook_pattern", "head": 3},
         ],
     },
+    "logit_lens": {
+        "kind": "logit_lens",
+        "model": "smollm2-135m",
+        "examples": [{"prompt": _CLEAN, "answer": " Mary", "foil": " John"}],
+        "metric": {"type": "logit_diff"},
+    },
 }

@@ -11,6 +11,7 @@ from services.catalogue.costs.attribution import attribution_cost
 from services.catalogue.costs.cost import Cost
 from services.catalogue.costs.features import features_cost
 from services.catalogue.costs.intervention import intervention_cost
+from services.catalogue.costs.logit_lens import logit_lens_cost
 from services.catalogue.costs.patching import patching_cost
 from services.contracts.activations import ActivationsSpec
 from services.contracts.attribution import AttributionSpec
@@ -18,6 +19,7 @@ from services.contracts.features import FeaturesSpec
 from services.contracts.inputs import Inputs
 from services.contracts.intervention import InterventionSpec
 from services.contracts.job import JobSpec
+from services.contracts.logit_lens import LogitLensSpec
 from services.contracts.model import ModelFacts
 from services.contracts.patching import PatchingSpec
 from services.contracts.sae import SaeFacts
@@ -39,3 +41,5 @@ def estimate(spec: JobSpec, inputs: Inputs, model: ModelFacts, sae: SaeFacts | N
             return intervention_cost(spec, inputs, model)
         case ActivationsSpec():
             return activations_cost(spec, inputs, model)
+        case LogitLensSpec():
+            return logit_lens_cost(spec, inputs, model)

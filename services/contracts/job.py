@@ -13,19 +13,20 @@ from services.contracts.base import Contract
 from services.contracts.errors import ErrorCode
 from services.contracts.features import FeaturesResult, FeaturesSpec
 from services.contracts.intervention import InterventionResult, InterventionSpec
+from services.contracts.logit_lens import LogitLensResult, LogitLensSpec
 from services.contracts.patching import PatchingResult, PatchingSpec
 
 JobSpec = TypeAliasType(
     "JobSpec",
     Annotated[
-        PatchingSpec | AttributionSpec | FeaturesSpec | ActivationsSpec | InterventionSpec,
+        PatchingSpec | AttributionSpec | FeaturesSpec | ActivationsSpec | InterventionSpec | LogitLensSpec,
         Field(discriminator="kind"),
     ],
 )
 JobResult = TypeAliasType(
     "JobResult",
     Annotated[
-        PatchingResult | AttributionResult | FeaturesResult | ActivationsResult | InterventionResult,
+        PatchingResult | AttributionResult | FeaturesResult | ActivationsResult | InterventionResult | LogitLensResult,
         Field(discriminator="kind"),
     ],
 )

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from services.engine.tail import Tail
 from services.models.load import LoadedModel
 
 _TOGETHER = 4_096
@@ -52,6 +53,7 @@ class Weights:
     def __init__(self, model: LoadedModel) -> None:
         self._bridge = model.bridge
         self._config: Any = model.bridge.original_model.config
+        self._tail = Tail(model)
         self._heads, self._d_head = model.facts.heads, model.facts.d_head
         self.final_norm = self._norm(model.bridge.ln_final)
         self.logit_scale = 1.0 / float(getattr(self._config, "logits_scaling", 1.0))
@@ -101,6 +103,10 @@ class Weights:
             heads, bias = norm.linear(heads, scale[..., None, :]), norm.linear(bias, scale)
         multiplier = float(getattr(self._config, "residual_multiplier", 1.0))
         return heads * multiplier, bias * multiplier
+
+    def logits(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
+        """A residual stream read as if it were the last: final norm at its own scale, unembedding, scale, soft cap."""
+        return self._tail.logits(residual)
 
     def logit_directions(self, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
         """Rows of W_U^T for `tokens`, times `logit_scale`: dot products with the final norm's output give logits."""

@@ -13,7 +13,7 @@ from services.contracts.sae import SaeFacts
 from services.engine.engine import Engine
 from services.engine.outcome import Execution, Outcome
 from services.engine.row import Row
-from services.engine.ticket import JobTicket
+from services.engine.ticket import JobCancelled, JobTicket
 from services.engine.weights import Weights
 from services.models.load import LoadedModel
 from services.saes.sae import Sae
@@ -54,6 +54,12 @@ class MethodContext:
         if any(outcome.execution == "whole" for outcome in outcomes):
             self._execution = "whole"
         return outcomes
+
+    def charge(self, token_layers: int, seconds: float) -> None:
+        """Book work done outside the engine; raises JobCancelled when the job has been cancelled meanwhile."""
+        self.ticket.charge(rows=0, token_layers=float(token_layers), seconds=seconds)
+        if self.ticket.cancelled():
+            raise JobCancelled
 
     def weights(self) -> Weights:
         return Weights(self.model)

@@ -8,6 +8,7 @@ from services.contracts.gradient_x_input import GradientXInput
 from services.contracts.integrated_gradients import IntegratedGradients
 from services.contracts.intervention import InterventionSpec
 from services.contracts.job import JobResult, JobSpec
+from services.contracts.logit_lens import LogitLensSpec
 from services.contracts.patching import PatchingSpec
 from services.methods import (
     activation_patching,
@@ -17,6 +18,7 @@ from services.methods import (
     gradient_x_input,
     integrated_gradients,
     intervention,
+    logit_lens,
 )
 from services.methods.context import MethodContext
 
@@ -34,6 +36,8 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
             return intervention.run(spec, context)
         case ActivationsSpec():
             return activations.run(spec, context)
+        case LogitLensSpec():
+            return logit_lens.run(spec, context)
 
 
 def _run_attribution(spec: AttributionSpec, context: MethodContext) -> AttributionResult:

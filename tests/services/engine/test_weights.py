@@ -48,6 +48,7 @@ def test_the_final_norm_and_the_unembedding_give_the_models_logits(
     if weights.logit_soft_cap is not None:
         logits = (logits / weights.logit_soft_cap).tanh() * weights.logit_soft_cap
     torch.testing.assert_close(logits.float(), outcome.values(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(weights.logits(residual)[list(NAMED)].float(), outcome.values(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "olmo"])
