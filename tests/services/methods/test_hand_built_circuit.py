@@ -3,18 +3,21 @@
 Nothing else is: the model's other heads and MLPs are busy, but nobody reads what they write.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.hand_built import INDUCTION, PREVIOUS_TOKEN, WORDS
+from tests.hand_built import D_HEAD, HEADS, INDUCTION, LAYERS, PREVIOUS_TOKEN, WORDS
 from tests.services.methods.circuit import (
     ASKED,
     CLEAN,
     CLEAN_LOGIT,
     CORRUPTED_LOGIT,
     EARLIER,
+    EFFECT,
     END,
     EXAMPLE,
     FIRST_A,
@@ -81,3 +84,51 @@ def test_direct_logit_attribution_finds_the_induction_head(hand_built: Laborator
     assert_only(array(terms.heads), {INDUCTION: example.metric}, tolerance=1e-5)
     for term in (terms.embedding, terms.mlps, terms.attention_bias):
         np.testing.assert_allclose(array(term), 0, atol=1e-4)
+
+
+def changed(laboratory: Laboratory, *interventions: dict[str, Any]) -> Any:
+    result = run(
+        laboratory,
+        "intervention",
+        examples=[EXAMPLE],
+        interventions=list(interventions),
+        metric={"type": "logit_diff"},
+        top_k=1,
+    )
+    return result.examples[0]
+
+
+def test_an_intervention_on_a_head_changes_the_answer_as_built(hand_built: Laboratory) -> None:
+    layer, head = INDUCTION
+    place = {"site": "z", "layer": layer, "head": head, "positions": [-1]}
+    scaled = changed(hand_built, place | {"operation": "scale", "value": 0.5})
+    assert scaled.metric.patched == pytest.approx(CLEAN_LOGIT / 2, rel=NOTHING)
+    vector = [float(index == WORDS.index("q")) for index in range(D_HEAD)]
+    told = changed(hand_built, place | {"operation": "set", "value": {"type": "vector", "values": vector}})
+    assert (told.top.unpatched[0].token, told.top.patched[0].token) == ("b", "q")
+    run_value = {"type": "run", "prompt": EARLIER["corrupted"]}
+    key = {"site": "k", "layer": layer, "head": head, "positions": [B], "operation": "set", "value": run_value}
+    assert changed(hand_built, key).metric.patched == pytest.approx(CORRUPTED_LOGIT, abs=NOTHING * EFFECT)
+
+
+def test_everything_but_the_two_heads_can_be_removed_at_once(hand_built: Laboratory) -> None:
+    nothing = {"operation": "set", "value": 0}
+    heads = [(layer, head) for layer in range(LAYERS) for head in range(HEADS)]
+    others = [
+        {"site": "z", "layer": layer, "head": head} | nothing
+        for layer, head in heads
+        if (layer, head) not in (PREVIOUS_TOKEN, INDUCTION)
+    ]
+    mlps = [{"site": "mlp_out", "layer": layer} | nothing for layer in range(LAYERS)]
+    example = changed(hand_built, *others, *mlps)
+    assert example.metric.effect == pytest.approx(0, abs=NOTHING * EFFECT)
+    assert example.top.patched[0].token == "b"
+
+
+def test_the_logit_lens_shows_the_answer_after_layer_one(hand_built: Laboratory) -> None:
+    result = run(hand_built, "logit_lens", examples=[EXAMPLE], metric={"type": "logit_diff"}, positions=[END], top_k=1)
+    (example,) = result.examples
+    assert result.layers == ("embed", 0, 1, 2)
+    expected = np.array([[0.0], [0.0], [CLEAN_LOGIT], [CLEAN_LOGIT]])
+    np.testing.assert_allclose(array(example.metric), expected, atol=NOTHING * CLEAN_LOGIT)
+    assert [position[0][0].token for position in example.top[2:]] == ["b", "b"]
