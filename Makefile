@@ -8,7 +8,7 @@ export LENSD_HOME ?= $(CURDIR)/.lensd
 export OMP_WAIT_POLICY ?= passive
 export LENSD_CATALOGUE ?= $(CURDIR)/deploy/catalogue.toml
 
-.PHONY: demo up test check format openapi sae bench prepare lock install clean
+.PHONY: demo up test check format openapi sae induction-model bench prepare lock install clean
 .DEFAULT_GOAL := demo
 
 demo: install          ## set everything up and run the main jobs through the real stack
@@ -40,6 +40,9 @@ prepare: install       ## put the catalogue's models and SAEs into the store, on
 
 sae: prepare           ## train the shipped SAE again (about an hour on two cores)
 	$(BIN)/python -m services.saes.recipe --model-dir $(LENSD_HOME)/models/smollm2-135m --out assets/saes/smollm2-135m-l15-resid-post
+
+induction-model: install ## train the shipped induction model again (minutes on one core)
+	$(BIN)/python -m services.models.recipe --out assets/models/induction-2l
 
 bench: prepare         ## measure speed against TransformerLens and SAELens; writes benchmarks/RESULTS.md (about 25 minutes)
 	$(BIN)/python -m benchmarks.engine

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformer_lens.model_bridge.sources.native import initialize_native_model
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.models import (
     gemma2,
@@ -30,6 +32,8 @@ from transformers.models import (
     qwen2,
     qwen3,
 )
+
+from services.models.native import NativeConfig, NativeForCausalLM
 
 LAYERS = 3
 HEADS = 4
@@ -130,15 +134,45 @@ _CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 
 FAMILIES = tuple(_CONFIGS)
 
+_NATIVE: Mapping[str, Any] = {
+    "n_layers": LAYERS,
+    "n_heads": HEADS,
+    "d_model": D_MODEL,
+    "d_head": 12,
+    "n_ctx": CONTEXT,
+    "d_vocab": VOCABULARY,
+    "bos_token_id": 0,
+}
+NATIVES: Mapping[str, NativeConfig] = {
+    "native_attention": NativeConfig(**_NATIVE, attn_only=True),
+    "native_rotary": NativeConfig(
+        **_NATIVE, d_mlp=48, act_fn="gelu_new", normalization_type="RMS", positional_embedding_type="rotary"
+    ),
+}
+"""Models of TransformerLens' own architecture: one of attention alone, and one with all that it may have instead."""
+
 
 def build_family(name: str, folder: Path, *, seed: int = 0) -> Path:
     """Write a tiny model of family `name` with its tokenizer into `folder`, and return the folder."""
+    if name in NATIVES:
+        return _build_native(NATIVES[name], folder, seed)
     config = _CONFIGS[name]()
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     _roughen(model, torch.Generator().manual_seed(seed))
     model.save_pretrained(folder)
     _write_tokenizer(folder, prepends_bos=name in BOS_FAMILIES)
+    return folder
+
+
+def _build_native(config: NativeConfig, folder: Path, seed: int) -> Path:
+    model = NativeForCausalLM(config)
+    initialize_native_model(model, model.cfg)  # biases zero, gains one
+    _roughen(model, torch.Generator().manual_seed(seed))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(config.model_dump_json(exclude_none=True), encoding="utf-8")
+    _write_tokenizer(folder, prepends_bos=True)
     return folder
 
 

@@ -2,17 +2,21 @@
 
 from pathlib import Path
 
-from services.catalogue.operator import FolderSource, ModelEntry, weights_sha256
+from services.catalogue.operator import FolderSource, ModelEntry, NativeSource, weights_sha256
 from services.contracts.model import ModelFacts
 from services.models.prepare import prepare_model
-from tests.families import build_family
+from tests.families import NATIVES, build_family
 
 
 def tiny_entry(family: str, root: Path) -> ModelEntry:
     """Build the family's folder under `root` and describe it as an entry of a catalogue."""
     folder = build_family(family, root / family)
     sha256 = weights_sha256([folder / "model.safetensors"])
-    source = FolderSource(type="folder", path=family, sha256=sha256)
+    source = (
+        NativeSource(type="native", path=family, sha256=sha256)
+        if family in NATIVES
+        else FolderSource(type="folder", path=family, sha256=sha256)
+    )
     return ModelEntry(id=f"tiny-{family.replace('_', '-')}", name=family, revision="1", source=source)
 
 

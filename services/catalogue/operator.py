@@ -43,6 +43,16 @@ class FolderSource(Contract):
     sha256: Sha256
 
 
+class NativeSource(Contract):
+    """A local folder with a model of TransformerLens' own architecture: config.json by its names for sizes, with
+    `model_type` "transformer_lens_native", tokenizer.json, safetensors.
+    """
+
+    type: Literal["native"]
+    path: str
+    sha256: Sha256
+
+
 class HuggingFaceSource(Contract):
     """A repository by name and commit, from a cache in Hugging Face's layout that was filled beforehand."""
 
@@ -53,7 +63,7 @@ class HuggingFaceSource(Contract):
     sha256: Sha256
 
 
-ModelSource = Annotated[GgufSource | FolderSource | HuggingFaceSource, Field(discriminator="type")]
+ModelSource = Annotated[GgufSource | FolderSource | HuggingFaceSource | NativeSource, Field(discriminator="type")]
 
 
 class ModelEntry(Contract):

@@ -37,7 +37,7 @@ class DirectLogitTerms(Contract):
     embedding: Estimate
     heads: Estimate
     attention_bias: Estimate
-    mlps: Estimate
+    mlps: Annotated[Estimate, Field(description="Zeros in a model of attention alone.")]
     final_norm_bias: Estimate
     unembedding_bias: Estimate
 

@@ -22,9 +22,9 @@ class ModelFacts(Contract):
 
     id: CatalogueId
     name: str = Field(description="The model's own name, as its makers call it.")
-    family: str = Field(description="The architecture, as transformers names its `model_type`.")
+    family: str = Field(description="The architecture, as its configuration's `model_type` names it.")
     revision: str
-    source: Literal["gguf", "folder", "hugging_face"]
+    source: Literal["gguf", "folder", "hugging_face", "native"]
     weights_sha256: str
     tokenizer_sha256: str
     license: str | None = None
@@ -33,7 +33,7 @@ class ModelFacts(Contract):
     kv_heads: int
     d_model: int
     d_head: int
-    d_mlp: int
+    d_mlp: int = Field(description="Neurons of one MLP; 0 in a model of attention alone.")
     vocabulary: int
     context: int
     bos_token_id: int | None

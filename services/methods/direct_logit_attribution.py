@@ -6,7 +6,8 @@ Framework for Transformer Circuits").
 2. hold the final norm's scale at the run's own value, which makes the rest linear (post-norms likewise);
 3. a term is its component's output, centred where the norm centres, times the norm's gain, dotted with the metric's
    direction W_U[answer] (− W_U[foil]); biases of the final norm and of the unembedding are terms of their own;
-4. the terms must add up to the metric, read independently from the logits before any soft cap.
+4. where a model is attention alone, its MLPs' terms are zero;
+5. the terms must add up to the metric, read independently from the logits before any soft cap.
 """
 
 import math
@@ -66,7 +67,8 @@ class Terms:
 def run(spec: AttributionSpec, context: MethodContext) -> AttributionResult:
     """Attribute every example; a positive term raises the metric. Over many examples, means with standard errors."""
     examples = context.inputs.examples
-    rows = [_row(example, spec, context.model.facts.layers) for example in examples]
+    facts = context.model.facts
+    rows = [_row(example, spec, facts.layers, has_mlps=facts.d_mlp > 0) for example in examples]
     outcomes = context.run(rows)
     weights = context.weights()
     all_terms = [
@@ -95,11 +97,12 @@ def run(spec: AttributionSpec, context: MethodContext) -> AttributionResult:
     )
 
 
-def _row(example: TokenizedExample, spec: AttributionSpec, layers: int) -> Row:
+def _row(example: TokenizedExample, spec: AttributionSpec, layers: int, *, has_mlps: bool) -> Row:
     at = (_position(example),)
+    written = (SiteName.Z, SiteName.MLP_OUT) if has_mlps else (SiteName.Z,)
     captures = [Capture(Site(SiteName.RESID_PRE, 0), at), Capture(Site(SiteName.RESID_POST, layers - 1), at)]
     for layer in range(layers):
-        captures += [Capture(Site(SiteName.Z, layer), at), Capture(Site(SiteName.MLP_OUT, layer), at)]
+        captures += [Capture(Site(site, layer), at) for site in written]
     return Row(example.prompt.ids, captures=tuple(captures), readout=TokenLogits(at[0], _tokens(example, spec)))
 
 
@@ -120,7 +123,12 @@ def _terms(row: Row, outcome: Outcome, direction: Direction, bias: float, weight
         embedding=written(taken[SiteName.RESID_PRE, 0]),
         heads=np.stack([written(by_head) for by_head, _ in heads]),
         attention_bias=np.stack([written(of_bias) for _, of_bias in heads]),
-        mlps=np.stack([written(taken[SiteName.MLP_OUT, layer]) for layer in range(layers)]),
+        mlps=np.array(
+            [
+                written(taken[SiteName.MLP_OUT, layer]) if (SiteName.MLP_OUT, layer) in taken else 0.0
+                for layer in range(layers)
+            ]
+        ),
         final_norm_bias=np.array(0.0 if norm_bias is None else float(norm_bias @ direction)),
         unembedding_bias=np.array(bias),
     )

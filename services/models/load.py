@@ -1,7 +1,8 @@
 """From a prepared folder of the model store to a model in memory.
 
 1. The weights file must have the sha256 that the model's facts state.
-2. transformers builds the model from the folder alone: no network, no remote code, safetensors only, eager attention.
+2. transformers builds the model from the folder alone: no network, no remote code, safetensors only, eager attention;
+   a native model is built by TransformerLens instead.
 3. TransformerLens' bridge wraps it, which gives every activation its hook point. Weights stay as they are: unfolded.
 
 The bridge gets no tokenizer: lensd tokenises by itself, by the BOS rule of the job.
@@ -20,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from services.contracts.errors import ErrorCode, JobFailed
 from services.contracts.model import ModelFacts
+from services.models.native import ARCHITECTURE, NativeConfig, build_native, is_native, read_native_config
 
 WEIGHTS = "model.safetensors"
 
@@ -52,9 +54,32 @@ def load_model(folder: Path, facts: ModelFacts, *, device: torch.device, dtype: 
         JobFailed: `model_unavailable` when the weights are missing or are not the ones that were prepared.
     """
     _verify_weights(folder / WEIGHTS, facts)
+    config = read_config(folder)
+    described: dict[str, Any]
+    if isinstance(config, NativeConfig):
+        module: Any = build_native(config, folder / WEIGHTS, dtype=dtype)
+        described = {"architecture": ARCHITECTURE, "tl_config": module.cfg}
+    else:
+        module = _built_by_transformers(folder, config, dtype)
+        (architecture,) = config.architectures
+        described = {"architecture": architecture, "hf_config": config}
+    module.to(device).eval().requires_grad_(False)
+    nbytes = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    bridge = build_bridge_from_module(module, **described, dtype=dtype, device=device)
+    bridge.eval().requires_grad_(False)
+    return LoadedModel(facts, bridge, device, dtype, nbytes, short_context=_short_context(config))
+
+
+def read_config(folder: Path) -> Any:
+    """The folder's configuration: transformers' own, or a NativeConfig, which answers by the same names."""
+    if is_native(folder):
+        return read_native_config(folder)
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _built_by_transformers(folder: Path, config: Any, dtype: torch.dtype) -> Any:
     transformers_logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    module = AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         folder,
         config=config,
         dtype=dtype,
@@ -63,12 +88,6 @@ def load_model(folder: Path, facts: ModelFacts, *, device: torch.device, dtype: 
         trust_remote_code=False,
         use_safetensors=True,
     )
-    module.to(device).eval().requires_grad_(False)
-    nbytes = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-    (architecture,) = config.architectures
-    bridge = build_bridge_from_module(module, architecture, hf_config=config, dtype=dtype, device=device)
-    bridge.eval().requires_grad_(False)
-    return LoadedModel(facts, bridge, device, dtype, nbytes, short_context=_short_context(config))
 
 
 def _short_context(config: Any) -> int | None:

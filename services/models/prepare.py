@@ -15,6 +15,7 @@ import tokenizers
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -26,6 +27,7 @@ from services.catalogue.operator import (
     GgufSource,
     HuggingFaceSource,
     ModelEntry,
+    NativeSource,
     file_sha256,
     package_folder,
     resolve_inside,
@@ -34,7 +36,8 @@ from services.catalogue.operator import (
 from services.catalogue.store import preparing
 from services.catalogue.tokenizer import Tokenizer
 from services.contracts.model import ModelFacts
-from services.models.load import WEIGHTS, LoadedModel, load_model
+from services.models.load import WEIGHTS, LoadedModel, load_model, read_config
+from services.models.native import read_native_config
 from services.models.probe import mlp_width, probe_sites
 from services.models.speed import token_layers_per_second
 
@@ -55,6 +58,8 @@ def prepare_model(entry: ModelEntry, root: Path, home: Path) -> ModelFacts:
                 _take_gguf(entry.source, root, partial)
             case FolderSource():
                 _take_folder(resolve_inside(root, entry.source.path), entry.source.sha256, partial)
+            case NativeSource():
+                _take_native(resolve_inside(root, entry.source.path), entry.source.sha256, partial)
             case HuggingFaceSource():
                 _take_folder(_cached_snapshot(entry.source, root), entry.source.sha256, partial)
         facts = _facts(entry, partial)
@@ -77,6 +82,23 @@ def _take_gguf(source: GgufSource, root: Path, partial: Path) -> None:
 
 
 def _take_folder(folder: Path, sha256: str, partial: Path) -> None:
+    _take_weights_and_tokenizer(folder, sha256, partial)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if not config.architectures:
+        raise CatalogueError(f"{folder}/config.json names no architecture: set `architectures`")
+    config.save_pretrained(partial)
+
+
+def _take_native(folder: Path, sha256: str, partial: Path) -> None:
+    _take_weights_and_tokenizer(folder, sha256, partial)
+    try:
+        config = read_native_config(folder)
+    except ValidationError as error:
+        raise CatalogueError(f"{folder}/config.json does not describe a native model: {error}") from error
+    (partial / "config.json").write_text(config.model_dump_json(indent=2, exclude_none=True), encoding="utf-8")
+
+
+def _take_weights_and_tokenizer(folder: Path, sha256: str, partial: Path) -> None:
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise CatalogueError(f"{folder} holds no safetensors: convert the weights first; pickled ones are never read")
@@ -91,10 +113,6 @@ def _take_folder(folder: Path, sha256: str, partial: Path) -> None:
     for name in _TOKENIZER_FILES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, partial / name)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if not config.architectures:
-        raise CatalogueError(f"{folder}/config.json names no architecture: set `architectures`")
-    config.save_pretrained(partial)
 
 
 def _cached_snapshot(source: HuggingFaceSource, root: Path) -> Path:
@@ -116,7 +134,7 @@ def _check_sha256(found: str, expected: str, what: Path) -> None:
 
 
 def _facts(entry: ModelEntry, folder: Path) -> ModelFacts:
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = read_config(folder)
     module_facts = _declared_facts(entry, folder, config)
     model = load_model(folder, module_facts, device=torch.device("cpu"), dtype=torch.float32)
     return module_facts.model_copy(update=_measured_facts(model))

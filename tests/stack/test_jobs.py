@@ -148,6 +148,6 @@ def test_the_readmes_refusal_is_what_a_wrong_job_gets(client: httpx.Client) -> N
 
 def test_models_say_where_they_are_loaded(client: httpx.Client) -> None:
     wait_for(client, PATCHING)
-    (model,) = client.get("/v1/models").json()["models"]
-    assert model["id"] == "smollm2-135m"
-    assert [place["status"] for place in model["loaded"]] == ["loaded"]
+    models = {model["id"]: model for model in client.get("/v1/models").json()["models"]}
+    assert set(models) == {"induction-2l", "smollm2-135m"}
+    assert [place["status"] for place in models["smollm2-135m"]["loaded"]] == ["loaded"]

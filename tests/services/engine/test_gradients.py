@@ -19,7 +19,7 @@ from services.engine.readout import Divergence, Loss, Readout, TokenLogits, Toke
 from services.engine.row import Capture, FromRun, Gradients, Intervention, Row, Site
 from services.engine.ticket import JobTicket
 from services.models.load import LoadedModel
-from tests.families import FAMILIES
+from tests.families import FAMILIES, NATIVES
 from tests.services.engine.conftest import LoadTiny, Plain
 from tests.services.engine.test_random_rows import Draw, plain_changes
 
@@ -131,7 +131,7 @@ def logit_difference(logits: Float[Tensor, "position vocabulary"]) -> float:
     return float(logits[-1, 33] - logits[-1, 60])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *NATIVES])
 def test_the_gradient_at_every_site_is_the_finite_difference_there(
     family: str, load_tiny: LoadTiny, engine: Engine, job: JobTicket
 ) -> None:

@@ -13,7 +13,7 @@ from services.engine.readout import TokenLogits
 from services.engine.row import Capture, FromRun, Intervention, Row, Site
 from services.engine.ticket import JobTicket
 from services.models.load import LoadedModel
-from tests.families import FAMILIES
+from tests.families import FAMILIES, NATIVES
 from tests.services.engine.conftest import LoadTiny, Plain
 
 BASE = (17, 41, 5, 230, 99, 8, 120, 77, 301, 64)
@@ -25,6 +25,11 @@ UNWRITABLE = {
     "gptj": {SiteName.RESID_MID, SiteName.ATTN_SCORES, SiteName.PATTERN},
     "gpt_neox": {SiteName.RESID_MID},
     "phi": {SiteName.RESID_MID},
+    "native_attention": {
+        *(SiteName.RESID_MID, SiteName.MLP_OUT, SiteName.MLP_POST),
+        *(SiteName.ATTN_SCORES, SiteName.PATTERN),
+    },
+    "native_rotary": {SiteName.ATTN_SCORES, SiteName.PATTERN},
     "opt": {SiteName.ATTN_SCORES, SiteName.PATTERN},
 }
 
@@ -69,7 +74,7 @@ def brute_force(plain: Plain, cell: Cell) -> Tensor:
     return plain.logits(BASE, (site.name, site.layer, patch(cell, donor)))[LAST]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *NATIVES])
 def test_a_patch_at_any_site_does_what_a_plain_forward_pass_does(
     family: str, load_tiny: LoadTiny, engine: Engine, job: JobTicket
 ) -> None:
@@ -84,7 +89,7 @@ def test_a_patch_at_any_site_does_what_a_plain_forward_pass_does(
         torch.testing.assert_close(in_single.values().double(), expected, rtol=0, atol=1e-4, msg=f"{family} {cell}")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *NATIVES])
 def test_every_patch_of_a_writable_site_changes_the_logits(
     family: str, load_tiny: LoadTiny, engine: Engine, job: JobTicket
 ) -> None:
@@ -97,7 +102,7 @@ def test_every_patch_of_a_writable_site_changes_the_logits(
         assert not torch.allclose(outcome.values(), unpatched.values(), atol=1e-4), cell
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *NATIVES])
 def test_captures_are_what_a_plain_forward_pass_shows(
     family: str, load_tiny: LoadTiny, engine: Engine, job: JobTicket
 ) -> None:
@@ -120,7 +125,7 @@ def test_captures_are_what_a_plain_forward_pass_shows(
         torch.testing.assert_close(outcome.captures[capture], expected.float(), rtol=0, atol=3e-6, msg=str(capture))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *NATIVES])
 def test_a_site_that_ignores_writes_is_refused(
     family: str, load_tiny: LoadTiny, engine: Engine, job: JobTicket
 ) -> None:

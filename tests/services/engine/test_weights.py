@@ -9,7 +9,7 @@ from services.engine.readout import TokenLogits
 from services.engine.row import Capture, Row, Site
 from services.engine.ticket import JobTicket
 from services.engine.weights import Weights
-from tests.families import FAMILIES
+from tests.families import FAMILIES, NATIVES
 from tests.services.engine.conftest import LoadTiny
 
 TOKENS = (17, 41, 5, 230, 99, 8)
@@ -17,7 +17,7 @@ LAST = len(TOKENS) - 1
 NAMED = (4, 200, 31)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *NATIVES])
 def test_head_terms_add_up_to_what_attention_writes(
     family: str, load_tiny: LoadTiny, engine: Engine, job: JobTicket
 ) -> None:
@@ -31,7 +31,7 @@ def test_head_terms_add_up_to_what_attention_writes(
         torch.testing.assert_close(heads.sum(1) + bias, outcome.captures[attn_out], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *NATIVES])
 def test_the_final_norm_and_the_unembedding_give_the_models_logits(
     family: str, load_tiny: LoadTiny, engine: Engine, job: JobTicket
 ) -> None:

@@ -36,8 +36,8 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
-    """A catalogue of a tiny model of each of these families."""
-    return prepared(FAMILIES, tmp_path_factory)
+    """A catalogue of a tiny model of each of these families, and of the native ones."""
+    return prepared((*FAMILIES, *families.NATIVES), tmp_path_factory)
 
 
 def prepared(names: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
@@ -89,7 +89,7 @@ def laboratory(engine: Engine, tiny: Catalogue) -> Laboratory:
 @pytest.fixture(scope="session")
 def every_family(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
     """A tiny model of every family that lensd serves."""
-    return Laboratory(engine, prepared(families.FAMILIES, tmp_path_factory))
+    return Laboratory(engine, prepared((*families.FAMILIES, *families.NATIVES), tmp_path_factory))
 
 
 @pytest.fixture(scope="session")

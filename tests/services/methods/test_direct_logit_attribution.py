@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from services.contracts.attribution import AttributionResult
 from services.contracts.direct_logit_attribution import DirectLogitOutcome
 from services.contracts.tensor import InlineTensor, Statistic
 from tests.brute_force import Reference
+from tests.families import NATIVES
 from tests.services.methods.conftest import FAMILIES, Laboratory
 
 PROMPT = "When John and Mary went to the shops, John gave the bag to"
@@ -131,6 +133,40 @@ def test_the_terms_add_up_to_the_metric_before_any_soft_cap(laboratory: Laborato
     tokenizer = laboratory.catalogue.tokenizer(f"tiny-{family.replace('_', '-')}")
     mary, john = (tokenizer.read(name, bos=False).ids[0] for name in (" Mary", " John"))
     assert example.metric == pytest.approx(float(raw[mary] - raw[john]), abs=1e-3)
+
+
+@pytest.mark.parametrize("native", NATIVES)
+def test_terms_of_a_native_model_are_the_sums_over_its_own_weights(laboratory: Laboratory, native: str) -> None:
+    body = job(native, metric={"type": "logit_diff", "position": -2})
+    result = run(laboratory, body)
+    config, model = NATIVES[native], laboratory.model(body["model"])
+    weights = load_file(laboratory.folder(body["model"]) / "model.safetensors")
+    tokenizer = laboratory.catalogue.tokenizer(body["model"])
+    mary, john = (tokenizer.read(name, bos=False).ids[0] for name in (" Mary", " John"))
+    with torch.no_grad():
+        _, cache = model.bridge.run_with_cache(torch.tensor([result.examples[0].tokens.ids]))
+    last = cache[f"blocks.{config.n_layers - 1}.hook_resid_post"][0, -2]
+
+    def centre(term: Tensor) -> Tensor:
+        return term - term.mean(-1, keepdim=True) if config.normalization_type == "LN" else term
+
+    scale = (centre(last).square().mean() + 1e-5).sqrt()
+    direction = weights["head.weight"][mary] - weights["head.weight"][john]
+
+    def share(term: Tensor) -> Any:
+        return (centre(term) / scale * weights["ln_out.weight"] @ direction).numpy()
+
+    for layer in range(config.n_layers):
+        z, W_O = cache[f"blocks.{layer}.attn.hook_z"][0, -2], weights[f"layers.{layer}.attn.o.weight"]
+        heads = torch.einsum("hd,mhd->hm", z, W_O.reshape(config.d_model, config.n_heads, config.d_head))
+        np.testing.assert_allclose(array(result.terms.heads)[layer], share(heads), atol=1e-4)
+        bias = share(weights[f"layers.{layer}.attn.o.bias"])
+        np.testing.assert_allclose(array(result.terms.attention_bias)[layer], bias, atol=1e-4)
+        mlp = 0.0 if config.attn_only else share(cache[f"blocks.{layer}.hook_mlp_out"][0, -2])
+        np.testing.assert_allclose(array(result.terms.mlps)[layer], mlp, atol=1e-4)
+    np.testing.assert_allclose(array(result.terms.embedding), share(cache["blocks.0.hook_resid_pre"][0, -2]), atol=1e-4)
+    (example,) = result.examples
+    assert example.gap < 1e-4 * max(1.0, abs(example.metric))
 
 
 def test_many_examples_give_means_and_their_own_terms_when_asked(laboratory: Laboratory) -> None:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from services.contracts.tensor import InlineTensor
-from tests.families import FAMILIES
+from tests.families import FAMILIES, NATIVES
 from tests.services.methods.conftest import Laboratory
 
+EVERY = (*FAMILIES, *NATIVES)
 CLEAN = "When John and Mary went to the shops, John gave the bag to"
 CORRUPTED = "When John and Mary went to the shops, Mary gave the bag to"
 PAIR = {"clean": CLEAN, "corrupted": CORRUPTED, "answer": " Mary", "foil": " John"}
@@ -30,7 +31,7 @@ def array(estimate: Any) -> Any:
     return estimate.array()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_the_residual_stream_before_all_layers_is_the_whole_other_run(every_family: Laboratory, family: str) -> None:
     for mode in ("denoising", "noising"):
         result = patching(every_family, family, PAIR, site="resid_pre", layers=[0], mode=mode)
@@ -40,7 +41,7 @@ def test_the_residual_stream_before_all_layers_is_the_whole_other_run(every_fami
         np.testing.assert_allclose(array(result.normalized)[0], restored, atol=2e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_setting_that_stream_everywhere_at_once_is_the_other_run_too(every_family: Laboratory, family: str) -> None:
     """Also where the prompts share no token."""
     other = {"type": "tokens", "tokens": list(range(20, 34))}
@@ -64,7 +65,7 @@ def test_setting_that_stream_everywhere_at_once_is_the_other_run_too(every_famil
     assert unchanged.effect.mean == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_a_runs_own_activations_change_nothing(every_family: Laboratory, family: str) -> None:
     facts = every_family.catalogue.model(model_id(family))
     for site in facts.sites:
@@ -73,7 +74,7 @@ def test_a_runs_own_activations_change_nothing(every_family: Laboratory, family:
             np.testing.assert_allclose(effects, 0, atol=1e-5, err_msg=site.name)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_direct_logit_terms_add_up_to_the_metric(every_family: Laboratory, family: str) -> None:
     for metric in ("logit", "logit_diff"):
         result: Any = every_family.run(

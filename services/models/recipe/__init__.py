@@ -1,0 +1,1 @@
+"""How the shipped induction model was made."""
