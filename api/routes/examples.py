@@ -28,6 +28,17 @@ JOBS: Mapping[str, Mapping[str, Any]] = {
         "prompts": ["The Eiffel Tower is in Paris"],
         "top_k": 10,
     },
+    "ablation": {
+        "kind": "ablation",
+        "model": "smollm2-135m",
+        "method": {
+            "type": "mean_ablation",
+            "site": "z",
+            "references": [_CLEAN, _CORRUPTED],
+        },
+        "examples": [{"prompt": _CLEAN, "answer": " Mary", "foil": " John"}],
+        "metric": {"type": "logit_diff"},
+    },
     "intervention": {
         "kind": "intervention",
         "model": "smollm2-135m",

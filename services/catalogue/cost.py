@@ -6,6 +6,7 @@ on (all of it where the embedding changes), and its unpatched run once. What is 
 (unembedding, tokens' texts) is left out.
 """
 
+from services.catalogue.costs.ablation import ablation_cost
 from services.catalogue.costs.activations import activations_cost
 from services.catalogue.costs.attribution import attribution_cost
 from services.catalogue.costs.cost import Cost
@@ -13,6 +14,7 @@ from services.catalogue.costs.features import features_cost
 from services.catalogue.costs.intervention import intervention_cost
 from services.catalogue.costs.logit_lens import logit_lens_cost
 from services.catalogue.costs.patching import patching_cost
+from services.contracts.ablation import AblationSpec
 from services.contracts.activations import ActivationsSpec
 from services.contracts.attribution import AttributionSpec
 from services.contracts.features import FeaturesSpec
@@ -37,6 +39,8 @@ def estimate(spec: JobSpec, inputs: Inputs, model: ModelFacts, sae: SaeFacts | N
         case FeaturesSpec():
             assert sae is not None
             return features_cost(spec, inputs, sae)
+        case AblationSpec():
+            return ablation_cost(spec, inputs, model)
         case InterventionSpec():
             return intervention_cost(spec, inputs, model)
         case ActivationsSpec():

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from typing_extensions import TypeAliasType
 
+from services.contracts.ablation import AblationResult, AblationSpec
 from services.contracts.activations import ActivationsResult, ActivationsSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.base import Contract
@@ -19,14 +20,26 @@ from services.contracts.patching import PatchingResult, PatchingSpec
 JobSpec = TypeAliasType(
     "JobSpec",
     Annotated[
-        PatchingSpec | AttributionSpec | FeaturesSpec | ActivationsSpec | InterventionSpec | LogitLensSpec,
+        PatchingSpec
+        | AttributionSpec
+        | FeaturesSpec
+        | ActivationsSpec
+        | InterventionSpec
+        | LogitLensSpec
+        | AblationSpec,
         Field(discriminator="kind"),
     ],
 )
 JobResult = TypeAliasType(
     "JobResult",
     Annotated[
-        PatchingResult | AttributionResult | FeaturesResult | ActivationsResult | InterventionResult | LogitLensResult,
+        PatchingResult
+        | AttributionResult
+        | FeaturesResult
+        | ActivationsResult
+        | InterventionResult
+        | LogitLensResult
+        | AblationResult,
         Field(discriminator="kind"),
     ],
 )

@@ -20,48 +20,17 @@ from jaxtyping import Float64
 from services.contracts.inputs import TokenizedPair
 from services.contracts.patching import PatchedPair, PatchingResult, PatchingSpec
 from services.contracts.result import Baselines, PairTokens
-from services.contracts.site import SiteName
 from services.contracts.sweep import index_of
 from services.contracts.tensor import InlineTensor
-from services.engine.row import FromRun, Intervention, Row, Site
+from services.engine.row import FromRun, Intervention, Row
 from services.methods.context import MethodContext
 from services.methods.metric import Measure, Reading, finite, measure
 from services.methods.statistics import estimate, ratio_of_means
+from services.methods.sweep import ROWS_AT_ONCE, Sweep, sweep_of
 
 VERSION = "1"
 
-ROWS_AT_ONCE = 8_192
-"""Pairs are run together up to about this many rows, so that a job's memory does not grow with its pairs."""
-
 Effects = Float64[np.ndarray, "..."]
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The cells of a sweep, in row-major order of its axes."""
-
-    site: SiteName
-    layers: tuple[int, ...] | None
-    heads: tuple[int, ...] | None
-    positions: tuple[int | str, ...] | None
-
-    @property
-    def dims(self) -> tuple[str, ...]:
-        axes = (("layer", self.layers), ("head", self.heads), ("position", self.positions))
-        return tuple(name for name, values in axes if values is not None)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(len(values) for values in (self.layers, self.heads, self.positions) if values is not None)
-
-    def interventions(self, pair: TokenizedPair, source: FromRun) -> Iterator[Intervention]:
-        """One per cell: that cell's activation becomes the other run's."""
-        for layer in self.layers or (None,):
-            for head in self.heads or (None,):
-                site = Site(self.site, layer, head)
-                for position in self.positions or (None,):
-                    positions = None if position is None else (index_of(position, pair),)
-                    yield Intervention(site, positions, "set", source)
 
 
 @dataclass(frozen=True)
@@ -75,9 +44,9 @@ class Patched:
 
 def run(spec: PatchingSpec, context: MethodContext) -> PatchingResult:
     """Sweep every pair. Effects are in the metric's units; positive means that patching raised the metric."""
-    sweep = _sweep(spec, context)
     pairs = context.inputs.pairs
-    at_once = max(1, ROWS_AT_ONCE // (int(np.prod(sweep.shape)) + 2))
+    sweep = sweep_of(spec.method, context.model.facts, len(pairs[0].clean.ids))
+    at_once = max(1, ROWS_AT_ONCE // (sweep.size + 2))
     waiting = iter(pairs)
     patched: list[Patched] = []
     while together := list(islice(waiting, at_once)):
@@ -107,25 +76,11 @@ def run(spec: PatchingSpec, context: MethodContext) -> PatchingResult:
     )
 
 
-def _sweep(spec: PatchingSpec, context: MethodContext) -> Sweep:
-    facts, method = context.model.facts, spec.method
-    length = len(context.inputs.pairs[0].clean.ids)
-    return Sweep(
-        site=SiteName(method.site),
-        layers=method.swept_layers(facts),
-        heads=method.swept_heads(facts),
-        positions=method.swept_positions(length),
-    )
-
-
 def _patch(pairs: list[TokenizedPair], sweep: Sweep, spec: PatchingSpec, context: MethodContext) -> list[Patched]:
     measures = [measure(spec.metric, pair, context.inputs) for pair in pairs]
     rows = [row for pair, measured in zip(pairs, measures, strict=True) for row in _rows(pair, measured, sweep, spec)]
     readings = (outcome.values() for outcome in context.run(rows))
-    return [
-        _read(measured, [next(readings) for _ in range(2 + int(np.prod(sweep.shape)))], sweep, spec)
-        for measured in measures
-    ]
+    return [_read(measured, [next(readings) for _ in range(2 + sweep.size)], sweep, spec) for measured in measures]
 
 
 def _rows(pair: TokenizedPair, measured: Measure, sweep: Sweep, spec: PatchingSpec) -> Iterator[Row]:
@@ -134,8 +89,9 @@ def _rows(pair: TokenizedPair, measured: Measure, sweep: Sweep, spec: PatchingSp
     yield Row(clean, readout=measured.readout)
     yield Row(corrupted, readout=measured.readout)
     target, source = (corrupted, clean) if spec.method.mode == "denoising" else (clean, corrupted)
-    for intervention in sweep.interventions(pair, FromRun(source)):
-        yield Row(target, (intervention,), readout=measured.readout)
+    for cell in sweep.cells():
+        positions = None if cell.position is None else (index_of(cell.position, pair),)
+        yield Row(target, (Intervention(cell.site, positions, "set", FromRun(source)),), readout=measured.readout)
 
 
 def _read(measured: Measure, readings: list[Reading], sweep: Sweep, spec: PatchingSpec) -> Patched:

@@ -1,5 +1,6 @@
 """Which file runs which specification: the one place where a new analysis is registered."""
 
+from services.contracts.ablation import AblationSpec
 from services.contracts.activations import ActivationsSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
@@ -11,6 +12,7 @@ from services.contracts.job import JobResult, JobSpec
 from services.contracts.logit_lens import LogitLensSpec
 from services.contracts.patching import PatchingSpec
 from services.methods import (
+    ablation,
     activation_patching,
     activations,
     direct_logit_attribution,
@@ -32,6 +34,8 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
             return _run_attribution(spec, context)
         case FeaturesSpec():
             return features.run(spec, context)
+        case AblationSpec():
+            return ablation.run(spec, context)
         case InterventionSpec():
             return intervention.run(spec, context)
         case ActivationsSpec():
