@@ -10,7 +10,8 @@ Each step asks for what the step before it found, as the paper does:
 4. path patching → the name movers' queries at END: S-inhibition heads;
 5. path patching → the S-inhibition heads' keys and values at S2: duplicate-token and induction heads;
 6. path patching → the induction heads' keys at S1+1: previous-token heads;
-7. attention of all of these, and their scores on repeated random tokens.
+7. attention of all of these between the named positions; copying scores on names, and the other scores on repeated
+   random tokens.
 
 Path patching is noising with the ABC corruption. It writes docs/ioi.json, docs/ioi-*.png and the tables of docs/ioi.md.
 """
@@ -120,17 +121,10 @@ def direct(study: Study) -> Json:
 
 def paths(study: Study, receivers: Sequence[str], position: str) -> Step:
     """Path patching from every head and MLP to `receivers`, at one named position."""
-    result = study.run(
-        "patching",
-        method={
-            "type": "path_patching",
-            "mode": "noising",
-            "receivers": list(receivers),
-            "positions": [position],
-            "receiver_positions": [position],
-        },
-        pairs=pairs(study.path_drawn, "abc", study.cut),
-    )
+    method: Json = {"type": "path_patching", "mode": "noising", "receivers": list(receivers), "positions": [position]}
+    if tuple(receivers) != ("logits",):
+        method["receiver_positions"] = [position]
+    result = study.run("patching", method=method, pairs=pairs(study.path_drawn, "abc", study.cut))
     clean = float(np.mean([pair["baselines"]["clean"] for pair in result["pairs"]]))
     effects, errors = (
         read(result["effects"])[:, 0] / clean for read in (study.lensd.array, study.lensd.standard_error)
@@ -159,12 +153,15 @@ def attention(study: Study, heads: Sequence[str]) -> dict[str, Json]:
     }
 
 
-def scores(study: Study) -> Json:
-    """Every head's scores on seeded repeated random tokens, as [layer, head]."""
-    job = {"kind": "attention", "model": MODEL, "random_tokens": {"seed": 0}, "scores": True}
-    found = study.lensd.run(job)["random_scores"]
-    names = ("previous_token", "duplicate_token", "induction", "copying")
-    return {name: study.lensd.array(found[name]).tolist() for name in names}
+def scores(study: Study, names: Sequence[str]) -> Json:
+    """Every head's scores as [layer, head]: copying on a list of all names, the others on repeated random tokens."""
+    prompt = "".join(f" {name}" for name in names)
+    result = study.lensd.run(
+        {"kind": "attention", "model": MODEL, "prompts": [prompt], "random_tokens": {"seed": 0}, "scores": True}
+    )
+    on_names = {"copying": result["scores"]["copying"]}
+    on_random = {name: result["random_scores"][name] for name in ("previous_token", "duplicate_token", "induction")}
+    return {name: study.lensd.array(tensor).tolist() for name, tensor in (on_names | on_random).items()}
 
 
 def place(head: str) -> tuple[int, int]:
@@ -236,7 +233,7 @@ def main() -> None:
         found["direct"] = direct(study)
         steps, classes, looks = chain(study)
         found |= {"steps": {name: asdict(step) for name, step in steps.items()}, "classes": classes, "attention": looks}
-        found["random_tokens"] = scores(study)
+        found["scores"] = scores(study, names)
         found["engine_seconds"] = round(lensd.seconds, 1)
     write_report(found, DOCS)
 

@@ -23,7 +23,8 @@ LOOKS = {
 }
 """For each class of heads the step that finds it, and where it looks."""
 
-RANDOM_SCORES = {"duplicate token": "duplicate_token", "induction": "induction", "previous token": "previous_token"}
+SCORES = {"duplicate token": "duplicate_token", "induction": "induction", "previous token": "previous_token"}
+"""The score that a class should have on repeated random tokens; for all others, how many names the head copies."""
 
 
 def write_report(found: Json, docs: Path) -> None:
@@ -109,7 +110,7 @@ def _behaviour_table(found: Json) -> Iterator[str]:
 
 
 def _class_table(found: Json) -> Iterator[str]:
-    yield "| class | head | path | effect, % of the logit difference | direct, logits | looks | on random tokens |"
+    yield "| class | head | path | effect, % of the logit difference | direct, logits | looks | score |"
     yield "|---|---|---|---|---|---|---|"
     for name, (step, look) in LOOKS.items():
         for head in found["classes"].get(name, []):
@@ -119,9 +120,9 @@ def _class_table(found: Json) -> Iterator[str]:
             effect = f"{100 * made['effects'][at]:+.1f} ± {100 * made['errors'][at]:.1f}"
             direct = found["direct"]["heads"][layer][index]
             weight = f"{look} {found['attention'][head][look]:.2f}"
-            score = RANDOM_SCORES.get(name, "copying")
-            random = f"{score.replace('_', ' ')} {found['random_tokens'][score][layer][index]:.2f}"
-            yield f"| {name} | {_name(head)} | → {step} | {effect} | {direct:+.2f} | {weight} | {random} |"
+            score = SCORES.get(name, "copying")
+            own = f"{score.replace('_', ' ')} {found['scores'][score][layer][index]:.2f}"
+            yield f"| {name} | {_name(head)} | → {step} | {effect} | {direct:+.2f} | {weight} | {own} |"
         if not found["classes"].get(name):
             yield f"| {name} | none | | | | | |"
 
