@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from services.contracts.attribution_patching import AttributionPatching, AttributionPatchingOutcome
 from services.contracts.direct_logit_attribution import DirectLogitAttribution, DirectLogitOutcome
 from services.contracts.errors import ErrorCode, Violation
 from services.contracts.gradient_x_input import GradientXInput, GradientXInputOutcome
@@ -17,10 +18,11 @@ from services.contracts.result import Result
 from services.contracts.spec import Asked, Spec
 
 AttributionMethod = Annotated[
-    DirectLogitAttribution | GradientXInput | IntegratedGradients, Field(discriminator="type")
+    DirectLogitAttribution | GradientXInput | IntegratedGradients | AttributionPatching, Field(discriminator="type")
 ]
 AttributionOutcome = Annotated[
-    DirectLogitOutcome | GradientXInputOutcome | IntegratedGradientsOutcome, Field(discriminator="type")
+    DirectLogitOutcome | GradientXInputOutcome | IntegratedGradientsOutcome | AttributionPatchingOutcome,
+    Field(discriminator="type"),
 ]
 
 

@@ -3,6 +3,7 @@
 from services.contracts.ablation import AblationSpec
 from services.contracts.activations import ActivationsSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
+from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
 from services.contracts.features import FeaturesSpec
 from services.contracts.gradient_x_input import GradientXInput
@@ -15,6 +16,7 @@ from services.methods import (
     ablation,
     activation_patching,
     activations,
+    attribution_patching,
     direct_logit_attribution,
     features,
     gradient_x_input,
@@ -52,3 +54,5 @@ def _run_attribution(spec: AttributionSpec, context: MethodContext) -> Attributi
             return gradient_x_input.run(spec, context)
         case IntegratedGradients() as method:
             return integrated_gradients.run(method, spec, context)
+        case AttributionPatching() as method:
+            return attribution_patching.run(method, spec, context)

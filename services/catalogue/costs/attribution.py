@@ -1,7 +1,9 @@
 """What `attribution` costs, by method."""
 
+from services.catalogue.costs.attribution_patching import attribution_patching_cost
 from services.catalogue.costs.cost import FLOAT_BYTES, GRADIENT_PASSES, Cost
 from services.contracts.attribution import AttributionSpec
+from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
 from services.contracts.gradient_x_input import GradientXInput
 from services.contracts.inputs import Inputs
@@ -17,6 +19,8 @@ def attribution_cost(spec: AttributionSpec, inputs: Inputs, model: ModelFacts) -
             return Cost(GRADIENT_PASSES * inputs.tokens() * model.layers, inputs.tokens() * FLOAT_BYTES)
         case IntegratedGradients() as method:
             return _integrated_gradients(method, inputs, model)
+        case AttributionPatching() as method:
+            return attribution_patching_cost(method, inputs, model)
 
 
 def _direct_logit_attribution(spec: AttributionSpec, inputs: Inputs, model: ModelFacts) -> Cost:
