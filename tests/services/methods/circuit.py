@@ -34,7 +34,13 @@ CLEAN_LOGIT, CORRUPTED_LOGIT = LOGIT * MATCHED, LOGIT * UNMATCHED
 EFFECT = CLEAN_LOGIT - CORRUPTED_LOGIT
 """Of answer over foil in logits: in the clean run, with EARLIER or ASKED corrupted, and what the circuit moves."""
 
-NOTHING = 2e-3
+THROUGH_SCORE = {
+    "denoising": LOGIT * UNMATCHED * (1 - UNMATCHED) * MATCH_SCORE,
+    "noising": -LOGIT * MATCHED * (1 - MATCHED) * MATCH_SCORE,
+}
+"""The change of the score times the logit's slope in it at the run that is patched."""
+
+NOTHING = 5e-4
 """Of the circuit's own effect: what the shared scale of the norms lets through."""
 
 Cells = dict[tuple[int, ...], float]

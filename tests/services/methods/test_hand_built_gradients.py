@@ -18,7 +18,7 @@ from tests.services.methods.circuit import (
     FIRST_A,
     FOLLOWER,
     MATCHED,
-    UNMATCHED,
+    THROUGH_SCORE,
     B,
     Cells,
     array,
@@ -26,12 +26,6 @@ from tests.services.methods.circuit import (
     run,
 )
 from tests.services.methods.conftest import Laboratory
-
-THROUGH_SCORE = {
-    "denoising": LOGIT * UNMATCHED * (1 - UNMATCHED) * MATCH_SCORE,
-    "noising": -LOGIT * MATCHED * (1 - MATCHED) * MATCH_SCORE,
-}
-"""The change of the score times the logit's slope in it at the run that is patched."""
 
 
 def test_gradient_times_input_finds_the_tokens_that_the_circuit_reads(hand_built: Laboratory) -> None:
