@@ -11,72 +11,48 @@ every position patched at once, or over [layer, head, position] when positions a
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-from jaxtyping import Float64
 
 from services.contracts.inputs import TokenizedPair
-from services.contracts.patching import PatchedPair, PatchingResult, PatchingSpec
-from services.contracts.result import Baselines, PairTokens
+from services.contracts.patching import ActivationPatching, PatchingResult, PatchingSpec
 from services.contracts.sweep import index_of
-from services.contracts.tensor import InlineTensor
 from services.engine.row import FromRun, Intervention, Row
 from services.methods.context import MethodContext
 from services.methods.metric import Measure, Reading, finite, measure
-from services.methods.statistics import estimate, ratio_of_means
+from services.methods.patched import PatchedRuns, report
 from services.methods.sweep import ROWS_AT_ONCE, Sweep, sweep_of
 
 VERSION = "1"
 
-Effects = Float64[np.ndarray, "..."]
 
-
-@dataclass(frozen=True)
-class Patched:
-    """One pair's numbers."""
-
-    clean: float
-    corrupted: float
-    effects: Effects
-
-
-def run(spec: PatchingSpec, context: MethodContext) -> PatchingResult:
+def run(spec: PatchingSpec, method: ActivationPatching, context: MethodContext) -> PatchingResult:
     """Sweep every pair. Effects are in the metric's units; positive means that patching raised the metric."""
     pairs = context.inputs.pairs
-    sweep = sweep_of(spec.method, context.model.facts, len(pairs[0].clean.ids))
+    sweep = sweep_of(method, context.model.facts, len(pairs[0].clean.ids))
     at_once = max(1, ROWS_AT_ONCE // (sweep.size + 2))
     waiting = iter(pairs)
-    patched: list[Patched] = []
+    patched: list[PatchedRuns] = []
     while together := list(islice(waiting, at_once)):
         patched += _patch(together, sweep, spec, context)
-    effects = np.stack([pair.effects for pair in patched])
-    clean = np.array([pair.clean for pair in patched])
-    corrupted = np.array([pair.corrupted for pair in patched])
-    unpatched, other = (corrupted, clean) if spec.method.mode == "denoising" else (clean, corrupted)
-    normalized, meaningful = ratio_of_means(effects, other - unpatched, float(abs(unpatched.mean())), sweep.dims)
-    if not meaningful:
-        context.warnings.append(
-            f"normalized is null: clean and corrupted runs differ by {float((other - unpatched).mean()):.3g} in the "
-            "metric, too little to divide by"
-        )
+    reported = report(patched, sweep.dims, spec, context)
     return PatchingResult(
         site=sweep.site,
-        mode=spec.method.mode,
+        mode=method.mode,
         layers=sweep.layers,
         heads=sweep.heads,
         positions=sweep.positions,
-        pairs=tuple(_reported(pair, numbers, sweep, spec) for pair, numbers in zip(pairs, patched, strict=True)),
-        effects=estimate(effects, sweep.dims),
-        normalized=normalized,
+        pairs=reported.pairs,
+        effects=reported.effects,
+        normalized=reported.normalized,
         warnings=tuple(context.warnings),
         provenance=context.provenance("activation_patching", VERSION),
         usage=context.usage(),
     )
 
 
-def _patch(pairs: list[TokenizedPair], sweep: Sweep, spec: PatchingSpec, context: MethodContext) -> list[Patched]:
+def _patch(pairs: list[TokenizedPair], sweep: Sweep, spec: PatchingSpec, context: MethodContext) -> list[PatchedRuns]:
     measures = [measure(spec.metric, pair, context.inputs) for pair in pairs]
     rows = [row for pair, measured in zip(pairs, measures, strict=True) for row in _rows(pair, measured, sweep, spec)]
     readings = (outcome.values() for outcome in context.run(rows))
@@ -94,19 +70,10 @@ def _rows(pair: TokenizedPair, measured: Measure, sweep: Sweep, spec: PatchingSp
         yield Row(target, (Intervention(cell.site, positions, "set", FromRun(source)),), readout=measured.readout)
 
 
-def _read(measured: Measure, readings: list[Reading], sweep: Sweep, spec: PatchingSpec) -> Patched:
+def _read(measured: Measure, readings: list[Reading], sweep: Sweep, spec: PatchingSpec) -> PatchedRuns:
     """Numbers from the readings, which come in the order of `_rows`."""
     clean, corrupted, *cells = [measured.value(reading) for reading in readings]
     finite(clean, "the metric on the clean run")
     finite(corrupted, "the metric on the corrupted run")
     unpatched = corrupted if spec.method.mode == "denoising" else clean
-    return Patched(clean, corrupted, np.array(cells).reshape(sweep.shape) - unpatched)
-
-
-def _reported(pair: TokenizedPair, numbers: Patched, sweep: Sweep, spec: PatchingSpec) -> PatchedPair:
-    return PatchedPair(
-        tokens=PairTokens(clean=pair.clean, corrupted=pair.corrupted),
-        differing_positions=pair.differing,
-        baselines=Baselines(clean=numbers.clean, corrupted=numbers.corrupted),
-        effects=InlineTensor.of(numbers.effects, sweep.dims) if spec.per_pair else None,
-    )
+    return PatchedRuns(clean, corrupted, np.array(cells).reshape(sweep.shape) - unpatched)

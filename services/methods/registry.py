@@ -12,6 +12,8 @@ from services.contracts.intervention import InterventionSpec
 from services.contracts.job import JobResult, JobSpec
 from services.contracts.logit_lens import LogitLensSpec
 from services.contracts.patching import PatchingSpec
+from services.contracts.patching import ActivationPatching, PatchingSpec
+from services.contracts.path_patching import PathPatching
 from services.methods import (
     ablation,
     activation_patching,
@@ -23,6 +25,7 @@ from services.methods import (
     integrated_gradients,
     intervention,
     logit_lens,
+    path_patching,
 )
 from services.methods.context import MethodContext
 
@@ -31,7 +34,7 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
     """Run a specification's analysis."""
     match spec:
         case PatchingSpec():
-            return activation_patching.run(spec, context)
+            return _run_patching(spec, context)
         case AttributionSpec():
             return _run_attribution(spec, context)
         case FeaturesSpec():
@@ -56,3 +59,8 @@ def _run_attribution(spec: AttributionSpec, context: MethodContext) -> Attributi
             return integrated_gradients.run(method, spec, context)
         case AttributionPatching() as method:
             return attribution_patching.run(method, spec, context)
+def _run_patching(spec: PatchingSpec, context: MethodContext) -> JobResult:
+        case ActivationPatching() as method:
+            return activation_patching.run(spec, method, context)
+        case PathPatching() as method:
+            return path_patching.run(spec, method, context)

@@ -8,6 +8,7 @@ import pytest
 from services.catalogue.resolve import Limits, resolve
 from tests.services.methods import test_ablation as ablation
 from tests.services.methods import test_intervention as intervention
+from tests.services.methods import test_path_patching as paths
 from tests.services.methods.conftest import SPEC, Laboratory
 
 MEAN = {"type": "mean_ablation", "references": [*ablation.ALIKE, *ablation.UNLIKE]}
@@ -39,6 +40,13 @@ OTHER_RUN = {"type": "run", "prompt": intervention.OTHER}
             activations=[{"site": "resid_post", "layer": 1}],
         ),
         intervention.job("gpt_neox", {"site": "embed", "operation": "scale", "value": 2.0}, **TWO),
+        paths.job("llama", ["logits"]),
+        paths.job("llama", ["a2.h1<q>", "m1"], method={"mode": "noising"}),
+        paths.job("llama", ["a2.h1<q>"], method={"senders": ["a1.h0"], "positions": [-5, -1, 0]}),
+        paths.job("llama", ["m2"], method={"receiver_positions": [-2], "freeze_mlps": True}),
+        paths.job("gpt_neox", ["a1.h3<v>"], method={"senders": ["input", "m0"]}, pairs=[paths.PAIR, paths.OTHER_PAIR]),
+        paths.job("llama", ["logits"], metric={"type": "kl_divergence", "position": -2}),
+        paths.job("llama", ["m1"], metric={"type": "cross_entropy"}),
     ],
     ids=lambda body: json.dumps(body)[:80],
 )
