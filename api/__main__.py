@@ -19,6 +19,7 @@ from services.adapters.celery_doorbell import CeleryDoorbell
 from services.adapters.folder_blobs import FolderBlobs
 from services.adapters.redis_blobs import RedisBlobs
 from services.adapters.redis_client import UnsuitableServerError, check_server, make_client
+from services.adapters.redis_doorbell import RedisDoorbell
 from services.adapters.redis_events import RedisJobEvents
 from services.adapters.redis_jobs import RedisJobStore
 from services.adapters.redis_keys import RedisKeyStore
@@ -62,7 +63,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
     services = GatewayServices(
         store=RedisJobStore(client, policy),
         events=events,
-        doorbell=CeleryDoorbell(url),
+        doorbell=RedisDoorbell(client, CeleryDoorbell(url)),
         blobs=RedisBlobs(client) if settings.blobs == "redis" else FolderBlobs(settings.home / "blobs"),
         workers=RedisWorkers(client),
         keys=RedisKeyStore(client),

@@ -1,6 +1,6 @@
 """Who asks, and whether they may."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
@@ -31,8 +31,8 @@ def _caller(
     return key
 
 
-def _needs(scope: Scope) -> Callable[[ApiKey], ApiKey]:
-    def allowed(key: Annotated[ApiKey, Depends(_caller)]) -> ApiKey:
+def _needs(scope: Scope) -> Callable[[ApiKey], Awaitable[ApiKey]]:
+    async def allowed(key: Annotated[ApiKey, Depends(_caller)]) -> ApiKey:
         if scope not in key.scopes:
             held = ", ".join(key.scopes) or "none"
             raise Refused(ErrorCode.FORBIDDEN, f"this needs a key with the scope {scope.value!r}; yours has: {held}")

@@ -43,7 +43,7 @@ class GatewayServices:
         return await anyio.to_thread.run_sync(work, limiter=self._reading)
 
 
-def _services(request: Request) -> GatewayServices:
+async def _services(request: Request) -> GatewayServices:
     services: GatewayServices = request.app.state.services
     return services
 

@@ -100,22 +100,23 @@ def truncated(folder: Path, facts: ModelFacts, layers: int) -> Iterator[LoadedMo
         yield load_model(short, cut, device=torch.device("cpu"), dtype=torch.float32)
 
 
-def measured(engine: Engine, model: LoadedModel, length: int, repeats: int) -> float:
-    """Median seconds of a sweep with nothing known beforehand."""
-    seconds = []
-    for repeat in range(repeats):
-        started = time.perf_counter()
-        engine.run(model, rows(model.facts.layers, length), job=JobTicket("bench", owner=f"{length} {repeat}"))
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+def measured(engine: Engine, model: LoadedModel, length: int, owner: str) -> float:
+    """Seconds of a sweep with nothing known beforehand."""
+    started = time.perf_counter()
+    engine.run(model, rows(model.facts.layers, length), job=JobTicket("bench", owner=owner))
+    return time.perf_counter() - started
 
 
 def point(engine: Engine, model: LoadedModel, length: int, repeats: int) -> Point:
+    """The sweep with the median ratio to its own floor: the rate is measured right before and after each sweep, with as
+    many threads, so that the machine's drift falls on both."""
     flops = sweep_flops(model.facts, length)
-    before = matmul_rate()
-    seconds = measured(engine, model, length, repeats)
-    rate = statistics.mean((before, matmul_rate()))
-    return Point(model.facts.layers, length, seconds, flops / rate)
+    rates, points = [matmul_rate()], []
+    for repeat in range(repeats):
+        seconds = measured(engine, model, length, f"{length} {repeat}")
+        rates.append(matmul_rate())
+        points.append(Point(model.facts.layers, length, seconds, flops / statistics.mean(rates[-2:])))
+    return sorted(points, key=lambda point: point.seconds / point.floor)[repeats // 2]
 
 
 class PeakMemory:

@@ -4,7 +4,8 @@
 
 1. Mixed small jobs (features and direct logit attribution on prompts of 10 to 30 tokens): many clients at once over
    HTTP, and the same list one by one in one process. Each side runs twice, in turn, on new prompts; medians.
-2. One small job at a time on the idle service, end to end, minus the same method in process on the same prompts.
+2. One small job at a time on the idle service, end to end, minus the same method in process on the same prompt, the two
+   in turn, so that the machine's drift falls on both alike.
 """
 
 import argparse
@@ -61,6 +62,7 @@ WORDS = (
     "by",
     "from",
 )
+WARM_UP = 5
 NAMES = (" Mary", " John", " Anna", " Tom")
 SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
 
@@ -202,9 +204,12 @@ def overhead(home: Path, catalogue: Catalogue, model: LoadedModel, server: Serve
             run_method(spec, MethodContext(model, engine, JobTicket("job", "bench"), inputs, tokenizer, sae))
             return time.perf_counter() - started
 
-        alone = [in_process(body) for body in jobs]
-    post = server.session()
-    end_to_end = [post(body) for body in jobs]
+        post = server.session()
+        for body in jobs[:WARM_UP]:
+            in_process(body)
+            post(body)
+        pairs = [(in_process(body), post(body)) for body in jobs]
+    alone, end_to_end = zip(*pairs, strict=True)
     added = sorted((there - here) * 1e3 for here, there in zip(alone, end_to_end, strict=True))
     return (
         f"One small job (features, 10 to 30 tokens) on the idle service, {len(jobs)} of them one after another: median "

@@ -27,6 +27,8 @@ class Heartbeat:
         self._registry = registry
         self._state = state
         self._every_s = every_s
+        self.roomy = False
+        """Whether the store had room for results at the last beat."""
         self._jobs: dict[str, RunningJob] = {}
         self._lock = threading.Lock()
         self._ending = threading.Event()
@@ -76,6 +78,7 @@ class Heartbeat:
     def _beat(self) -> None:
         state = self._state()
         self._registry.announce(state, ttl_s=max(5.0, 6 * self._every_s))
+        self.roomy = self._store.roomy()
         jobs = self.running()
         if not jobs:
             return

@@ -1,6 +1,7 @@
 """The worker process: its composition root, and what happens when the doorbell rings.
 
-1. a slot wakes, claims jobs one after another until none is left for it, and goes back to sleep;
+1. a slot wakes, claims jobs one after another until none is left for it, and goes back to sleep, but for one that
+   listens at the door: an idle worker hears of a job without being woken;
 2. a claimed job gets its model (loaded once, kept hot, pinned while in use) and its SAE, and runs its method;
 3. the result is stored, then the job is finished with the claim's fencing token: a stale claim changes nothing;
 4. asked to stop, the worker claims nothing more, lets its jobs run on for a while, then hands the rest back.
@@ -18,23 +19,27 @@ from services.adapters.celery_doorbell import CeleryDoorbell
 from services.adapters.folder_blobs import FolderBlobs
 from services.adapters.redis_blobs import RedisBlobs
 from services.adapters.redis_client import check_server, make_client
+from services.adapters.redis_doorbell import RedisDoorbell, RedisDoorstep
 from services.adapters.redis_jobs import RedisJobStore
 from services.adapters.redis_workers import RedisWorkers
 from services.catalogue.catalogue import open_catalogue
 from services.contracts.errors import Unavailable
+from services.contracts.job import JobResult
 from services.jobs.policy import JobPolicy
 from services.jobs.ports import WorkerState
 from services.jobs.reaper import Reaper
-from services.jobs.record import Claim, Size
+from services.jobs.record import Claim, Size, StoredResult
+from services.jobs.results import store_result
 from worker.heartbeat import Heartbeat
 from worker.laboratory import Laboratory
-from worker.running import RunningJob
 from worker.settings import WorkerSettings
 from worker.slots import Slots
 
 log = logging.getLogger("lensd.worker")
 
 POLL_S = 0.1
+LISTEN_S = 0.5
+"""How long a slot listens before it looks whether the worker drains."""
 
 
 class WorkerProcess:
@@ -51,7 +56,9 @@ class WorkerProcess:
         # What comes again by itself, or must not hold up the engine, does not wait for the store to come back.
         self._quick_store = RedisJobStore(quick, policy)
         self._registry = RedisWorkers(quick)
-        self._doorbell = CeleryDoorbell(url)
+        self._doorbell = RedisDoorbell(quick, CeleryDoorbell(url))
+        self._doorstep = RedisDoorstep(quick)
+        self._at_the_door = threading.Lock()
         self._blobs = RedisBlobs(patient) if settings.blobs == "redis" else FolderBlobs(settings.home / "blobs")
         self._laboratory = Laboratory(settings, open_catalogue(settings.home), self._note_batch)
         self._heartbeat = Heartbeat(self._quick_store, self._registry, self._state, policy.heartbeat_s)
@@ -67,12 +74,16 @@ class WorkerProcess:
             threading.Thread(target=self._laboratory.preload, name="preload", daemon=True).start()
 
     def answer(self) -> None:
-        """Claim and run jobs until there are none for this slot, or the worker drains."""
-        while True:
-            with self._slots.next_job(self._claim) as claim:
-                if claim is None:
-                    return
-                self._run(claim)
+        """Claim and run jobs until there are none for this slot and another one listens, or the worker drains."""
+        self._work_off()
+        while self._at_the_door.acquire(blocking=False):
+            try:
+                rang = self._listen()
+            finally:
+                self._at_the_door.release()
+            if not rang:
+                return
+            self._work_off()
 
     def answer_soon(self) -> None:
         """Look for work that was queued while nobody listened."""
@@ -96,6 +107,26 @@ class WorkerProcess:
         except Unavailable:
             log.warning("the job store does not answer: this worker's name will expire by itself")
 
+    def _work_off(self) -> None:
+        while True:
+            with self._slots.next_job(self._claim) as claim:
+                if claim is None:
+                    return
+                self._run(claim)
+
+    def _listen(self) -> bool:
+        """Wait for a ring; False when the worker drains, or the store does not answer."""
+        pool = self._settings.pool
+        try:
+            while not self._draining.is_set():
+                if self._doorstep.listen(pool, self._name, LISTEN_S):
+                    return True
+            if self._doorstep.leave(pool, self._name):
+                self._doorbell.ring(pool)
+        except Unavailable as error:
+            log.warning("nobody listens for jobs until it rings again: %s", error.message)
+        return False
+
     def _claim(self, sizes: Sequence[Size]) -> Claim | None:
         if self._draining.is_set():
             return None
@@ -108,11 +139,10 @@ class WorkerProcess:
     def _run(self, claim: Claim) -> None:
         with self._heartbeat.keeping(claim) as job:
             log.info("job %s: %s, attempt %s", claim.job.id, claim.spec.kind, claim.attempt)
-            ending = job.work(lambda: self._laboratory.run(claim, job.ticket), self._blobs)
+            ending = job.work(lambda: self._laboratory.run(claim, job.ticket), self._keep)
             try:
                 if ending is not None:
-                    self._report(job)
-                    accepted = self._store.finish(claim, ending)
+                    accepted = self._store.finish(claim, ending, job.fresh_progress())
                     log.info("job %s: %s%s", claim.job.id, type(ending).__name__, "" if accepted else ", too late")
                 elif job.handed_back:
                     self._store.release(claim)
@@ -120,11 +150,8 @@ class WorkerProcess:
             except Unavailable as error:
                 log.error("job %s: its end could not be stored, it will run again: %s", claim.job.id, error.message)
 
-    def _report(self, job: RunningJob) -> None:
-        """The last word on progress, which the heartbeat may not have carried out yet."""
-        progress = job.fresh_progress()
-        if progress is not None:
-            self._store.progress(job.claim, progress)
+    def _keep(self, claim: Claim, result: JobResult) -> StoredResult:
+        return store_result(self._blobs, claim.job.id, claim.attempt, result, roomy=self._heartbeat.roomy)
 
     def _hand_back_late(self) -> None:
         deadline = time.monotonic() + self._settings.drain_s

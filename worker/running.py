@@ -7,9 +7,7 @@ from collections.abc import Callable
 from services.contracts.errors import ErrorCode, LensdError
 from services.contracts.job import JobError, JobProgress, JobResult
 from services.engine.ticket import JobCancelled, JobTicket
-from services.jobs.ports import Blobs
-from services.jobs.record import Beat, Cancelled, Claim, Ending, Failed, Stop, Succeeded
-from services.jobs.results import store_result
+from services.jobs.record import Beat, Cancelled, Claim, Ending, Failed, Stop, StoredResult, Succeeded
 
 log = logging.getLogger("lensd.worker")
 
@@ -56,11 +54,11 @@ class RunningJob:
         self._reported = progress
         return progress
 
-    def work(self, compute: Callable[[], JobResult], blobs: Blobs) -> Ending | None:
+    def work(self, compute: Callable[[], JobResult], keep: Callable[[Claim, JobResult], StoredResult]) -> Ending | None:
         """Compute and store the result. None when there is nothing to say: the claim is lost, or handed back."""
         try:
             result = compute()
-            stored = store_result(blobs, self.claim.job.id, self.claim.attempt, result)
+            stored = keep(self.claim, result)
         except JobCancelled:
             return self._stopped_ending()
         except LensdError as error:

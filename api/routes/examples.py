@@ -62,4 +62,11 @@ JOBS: Mapping[str, Mapping[str, Any]] = {
         "examples": [{"prompt": _CLEAN, "answer": " Mary", "foil": " John"}],
         "metric": {"type": "logit_diff"},
     },
+    "attention": {
+        "kind": "attention",
+        "model": "smollm2-135m",
+        "prompts": [_CLEAN],
+        "patterns": [{"layer": 18, "head": 6}],
+        "random_tokens": {"sequences": 8, "length": 25, "seed": 0},
+    },
 }

@@ -55,6 +55,7 @@ class JobQuery(BaseModel):
             "intervention",
             "logit_lens",
             "ablation",
+            "attention",
         ]
         | None
     ) = None
@@ -86,8 +87,7 @@ async def submit_job(request: Request, services: Services, key: Submitter, prefe
     """Post a job. What can be known to be wrong with it is refused at once, before it is queued."""
     raw = await request.body()
     job = await services.read(lambda: _admit(raw, key, services))
-    record = await run_in_threadpool(services.store.create, job)
-    await run_in_threadpool(services.doorbell.ring, job.pool)
+    record = await run_in_threadpool(_enqueue, services, job)
     wait = preferred_wait(prefer)
     record = await _settled(services, record, wait)
     headers = {"Location": f"/v1/jobs/{record.id}", **preference_applied(wait)}
@@ -188,6 +188,12 @@ def _admit(raw: bytes, key: ApiKey, services: GatewayServices) -> NewJob:
         inputs=resolved.inputs,
         cost=resolved.cost.token_layers,
     )
+
+
+def _enqueue(services: GatewayServices, job: NewJob) -> JobRecord:
+    record = services.store.create(job)
+    services.doorbell.ring(job.pool)
+    return record
 
 
 async def _settled(services: GatewayServices, record: JobRecord, wait: int | None) -> JobRecord:

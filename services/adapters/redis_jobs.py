@@ -62,6 +62,7 @@ class RedisJobStore:
         self._client = client
         self._scripts = LuaScripts(client, prelude="job_prelude")
         self._size_of = policy.size_of
+        self._roomy_memory = policy.roomy_memory
         self._policy = policy_argument(policy)
 
     def create(self, job: NewJob, idempotency: Idempotency | None = None) -> JobRecord:
@@ -147,10 +148,12 @@ class RedisJobStore:
             "progress", self._policy, claim.job.id, claim.worker, claim.attempt, progress.done, progress.planned
         )
 
-    def finish(self, claim: Claim, ending: Ending) -> bool:
-        return self._finish(claim.job.id, claim.worker, claim.attempt, ending)
+    def finish(self, claim: Claim, ending: Ending, progress: JobProgress | None = None) -> bool:
+        return self._finish(claim.job.id, claim.worker, claim.attempt, ending, progress)
 
-    def _finish(self, job_id: str, worker: str, attempt: int, ending: Ending) -> bool:
+    def _finish(
+        self, job_id: str, worker: str, attempt: int, ending: Ending, progress: JobProgress | None = None
+    ) -> bool:
         match ending:
             case Succeeded(result):
                 outcome: tuple[str, ...] = (JobStatus.SUCCEEDED, "result", result.model_dump_json())
@@ -158,7 +161,8 @@ class RedisJobStore:
                 outcome = (JobStatus.FAILED, "error", error.model_dump_json())
             case Cancelled():
                 outcome = (JobStatus.CANCELLED,)
-        return bool(self._scripts.run("finish", self._policy, job_id, worker, attempt, *outcome))
+        last_word = () if progress is None else ("done", progress.done, "planned", progress.planned)
+        return bool(self._scripts.run("finish", self._policy, job_id, worker, attempt, *outcome, *last_word))
 
     def release(self, claim: Claim) -> None:
         self._scripts.run("release", self._policy, claim.job.id, claim.worker, claim.attempt)
@@ -199,6 +203,11 @@ class RedisJobStore:
     def depth(self, pool: str) -> int:
         with store_errors():
             return self._client.zcard(f"lensd:queued:{pool}")
+
+    def roomy(self) -> bool:
+        with store_errors():
+            memory = self._client.info("memory")
+        return bool(memory["used_memory"] < self._roomy_memory * memory["maxmemory"])
 
     def ping(self) -> None:
         with store_errors():

@@ -9,6 +9,7 @@ from typing_extensions import TypeAliasType
 
 from services.contracts.ablation import AblationResult, AblationSpec
 from services.contracts.activations import ActivationsResult, ActivationsSpec
+from services.contracts.attention import AttentionResult, AttentionSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.base import Contract
 from services.contracts.errors import ErrorCode
@@ -27,6 +28,7 @@ JobSpec = TypeAliasType(
         | InterventionSpec
         | LogitLensSpec
         | AblationSpec,
+        PatchingSpec | AttributionSpec | FeaturesSpec | ActivationsSpec | LogitLensSpec | AttentionSpec,
         Field(discriminator="kind"),
     ],
 )
@@ -40,6 +42,7 @@ JobResult = TypeAliasType(
         | InterventionResult
         | LogitLensResult
         | AblationResult,
+        PatchingResult | AttributionResult | FeaturesResult | ActivationsResult | LogitLensResult | AttentionResult,
         Field(discriminator="kind"),
     ],
 )

@@ -53,8 +53,12 @@ def plan(model: LoadedModel, rows: Sequence[Row], ticket: JobTicket) -> list[Tas
 
 
 def bucket(length: int) -> int:
-    """The least of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, … that is no smaller: at most a quarter is padding."""
-    step = 1 << max(0, length.bit_length() - 3)
+    """The least of 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, … that is no smaller.
+
+    From 8 on at most a quarter is padding. Below, a batch of its own would cost more than a slot for each of its rows:
+    a block takes as long to be called at all as for some forty positions more.
+    """
+    step = 1 << max(1, length.bit_length() - 3)
     return -(-length // step) * step
 
 

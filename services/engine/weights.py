@@ -55,6 +55,7 @@ class Weights:
         self._config: Any = model.bridge.original_model.config
         self._tail = Tail(model)
         self._heads, self._d_head = model.facts.heads, model.facts.d_head
+        self._kv_heads = model.facts.kv_heads
         self.final_norm = self._norm(model.bridge.ln_final)
         self.logit_scale = 1.0 / float(getattr(self._config, "logits_scaling", 1.0))
         self.logit_soft_cap: float | None = getattr(self._config, "final_logit_softcapping", None)
@@ -104,6 +105,30 @@ class Weights:
         multiplier = float(getattr(self._config, "residual_multiplier", 1.0))
         return heads * multiplier, bias * multiplier
 
+    def values(self, layer: int, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch kv_head d_head"]:
+        """The `v` that attention makes of its block's input: the input norm at its own scale, W_V and b_V."""
+        block = self._bridge.blocks[layer]
+        normed = residual if self._norms_attention_out_only(layer) else block.ln1.original_component(residual)
+        values: Tensor = block.attn.v.original_component(normed)
+        return values.reshape(*values.shape[:-1], self._kv_heads, self._d_head)
+
+    def attended_values(self, v: Float[Tensor, "*batch kv_head d_head"]) -> Float[Tensor, "*batch head d_head"]:
+        """What each head mixes by its pattern into `z`: its KV head's `v`, clipped where the family clips it."""
+        clip = getattr(self._config, "clip_qkv", None)
+        v = v if clip is None else v.clamp(-clip, clip)
+        return v.repeat_interleave(self._heads // self._kv_heads, dim=-2)
+
+    def lone_heads(self, layer: int, z: Float[Tensor, "*batch head d_head"]) -> Float[Tensor, "*batch head d_model"]:
+        """What each head would write on its own: through W_O and the post-norm at that head's own scale, no bias."""
+        heads = torch.einsum("...hd,hdm->...hm", z, self.W_O(layer).to(z))
+        norm = self._attention_post_norm(layer)
+        return heads if norm is None else norm.linear(heads, norm.scale(heads))
+
+    def normed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The final norm's output, its own scale and bias included."""
+        normed: Tensor = self._bridge.ln_final.original_component(residual)
+        return normed
+
     def logits(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
         """A residual stream read as if it were the last: final norm at its own scale, unembedding, scale, soft cap."""
         return self._tail.logits(residual)
@@ -114,6 +139,11 @@ class Weights:
 
     def _projection(self, layer: int) -> Any:
         return self._bridge.blocks[layer].attn.o.original_component
+
+    def _norms_attention_out_only(self, layer: int) -> bool:
+        """Whether the block's first norm stands behind attention, which reads the residual stream as it is."""
+        alias: str = self._bridge.blocks[layer].hook_aliases.get("hook_attn_out", "attn.hook_out")
+        return alias.startswith("ln1.")
 
     def _attention_post_norm(self, layer: int) -> Norm | None:
         """The norm that the family puts between attention's output and the residual stream."""

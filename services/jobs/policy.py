@@ -30,6 +30,9 @@ class JobPolicy:
     max_memory: float = 0.8
     """Share of the server's memory bound over which no job is admitted."""
 
+    roomy_memory: float = 0.4
+    """Share of the server's memory bound up to which results of a middling size stay in their records."""
+
     retention_s: float = 24 * 3600.0
     """How long a job is kept after its end."""
 

@@ -100,8 +100,11 @@ class JobStore(Protocol):
     def progress(self, claim: Claim, progress: JobProgress) -> None:
         """Record and publish progress, a few times a second at most; ignored when the claim no longer holds."""
 
-    def finish(self, claim: Claim, ending: Ending) -> bool:
-        """End the job; False (and no change) when the claim no longer holds. Repeating a call is harmless."""
+    def finish(self, claim: Claim, ending: Ending, progress: JobProgress | None = None) -> bool:
+        """End the job; False (and no change) when the claim no longer holds. Repeating a call is harmless.
+
+        `progress` is the last word on it, if there is one that was not recorded yet.
+        """
 
     def release(self, claim: Claim) -> None:
         """Hand the job back to the front of its owner's line at no cost (drain); the reaper rings for it."""
@@ -125,6 +128,9 @@ class JobStore(Protocol):
 
     def depth(self, pool: str) -> int:
         """Queued jobs of the pool."""
+
+    def roomy(self) -> bool:
+        """Whether records may hold results of a middling size: less than `roomy_memory` of a known bound is used."""
 
     def ping(self) -> None:
         """Raises Unavailable(STORE_UNAVAILABLE) when the store does not answer."""
@@ -150,6 +156,16 @@ class Doorbell(Protocol):
 
     def waiting(self, pool: str) -> int | None:
         """Rings that no worker has heard yet; None when that cannot be known now."""
+
+
+class Doorstep(Protocol):
+    """Where an idle worker listens for rings, so that the first job after a pause need not wake it."""
+
+    def listen(self, pool: str, worker: str, seconds: float) -> bool:
+        """Whether it rang within `seconds`. Call it again and again, then `leave`; raises Unavailable."""
+
+    def leave(self, pool: str, worker: str) -> bool:
+        """Listen no more; whether it had rung unheard, so that another must be rung for. Raises Unavailable."""
 
 
 class Blobs(Protocol):

@@ -3,7 +3,8 @@
 1. Tensors over 64 KB of raw bytes, and those that would make the inline ones exceed 1 MB together, become external:
    their bytes go into one safetensors blob, under their names.
 2. A tensor's name is its dotted path in the result: `effects`, `pairs.0.effects.mean`.
-3. The rest is JSON, in the record when it is small, else in a blob of its own. float32 values are written with the
+3. The rest is JSON, in the record when it is small (or of a middling size, and the store has room), else in a blob of
+   its own. float32 values are written with the
    fewest digits that read back as the same float32; what is not finite is null.
 """
 
@@ -27,12 +28,16 @@ from services.jobs.record import JobRecord, StoredResult
 MAX_INLINE_TENSOR_BYTES = 64 * 1024
 MAX_INLINE_BYTES = 1024 * 1024
 MAX_RECORD_DOCUMENT_BYTES = 4 * 1024
+MAX_ROOMY_DOCUMENT_BYTES = 64 * 1024
 
 _Node = dict[str, Any]
 
 
-def store_result(blobs: Blobs, job_id: str, attempt: int, result: JobResult) -> StoredResult:
-    """Write the blobs that the result needs; to be called before the job is finished. Raises Unavailable."""
+def store_result(blobs: Blobs, job_id: str, attempt: int, result: JobResult, *, roomy: bool = False) -> StoredResult:
+    """Write the blobs that the result needs; to be called before the job is finished. Raises Unavailable.
+
+    `roomy`: the store of records has room for more than the smallest results.
+    """
     document = result.model_dump()
     external: dict[str, FloatArray] = {}
     inline_bytes = 0
@@ -44,7 +49,7 @@ def store_result(blobs: Blobs, job_id: str, attempt: int, result: JobResult) -> 
         else:
             inline_bytes += values.nbytes
     text = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    fits = len(text) <= MAX_RECORD_DOCUMENT_BYTES
+    fits = len(text) <= (MAX_ROOMY_DOCUMENT_BYTES if roomy else MAX_RECORD_DOCUMENT_BYTES)
     return StoredResult(
         document=text.decode() if fits else None,
         document_blob=None if fits else _put(blobs, job_id, attempt, text),

@@ -64,7 +64,7 @@ class MethodContext:
     def weights(self) -> Weights:
         return Weights(self.model)
 
-    def provenance(self, method: str, method_version: str) -> Provenance:
+    def provenance(self, method: str, method_version: str, seed: int | None = None) -> Provenance:
         """Where this job's numbers come from; call it after the last row has run."""
         facts = self.model.facts
         sae = SaeProvenance(id=self.sae.facts.id, sha256=self.sae.facts.sha256) if self.sae else None
@@ -80,6 +80,7 @@ class MethodContext:
             method=method,
             method_version=method_version,
             execution=self._execution,
+            seed=seed,
             versions=installed_versions(),
         )
 

@@ -5,6 +5,8 @@ from services.contracts.activations import ActivationsSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
+from services.contracts.attention import AttentionSpec
+from services.contracts.attribution import AttributionSpec
 from services.contracts.features import FeaturesSpec
 from services.contracts.gradient_x_input import GradientXInput
 from services.contracts.integrated_gradients import IntegratedGradients
@@ -27,6 +29,7 @@ from services.methods import (
     logit_lens,
     path_patching,
 )
+from services.methods import activation_patching, activations, attention, direct_logit_attribution, features, logit_lens
 from services.methods.context import MethodContext
 
 
@@ -64,3 +67,5 @@ def _run_patching(spec: PatchingSpec, context: MethodContext) -> JobResult:
             return activation_patching.run(spec, method, context)
         case PathPatching() as method:
             return path_patching.run(spec, method, context)
+        case AttentionSpec():
+            return attention.run(spec, context)

@@ -10,7 +10,8 @@ from services.contracts.job import JobProgress, JobResult
 from services.engine.ticket import JobCancelled
 from services.jobs.memory import MemoryBlobs, MemoryJobStore
 from services.jobs.policy import JobPolicy
-from services.jobs.record import Beat, Cancelled, Claim, Ending, Failed, Size, Stop, Succeeded
+from services.jobs.record import Beat, Cancelled, Claim, Ending, Failed, Size, Stop, StoredResult, Succeeded
+from services.jobs.results import store_result
 from tests.services.jobs.samples import new_job, patching_result
 from worker.running import RunningJob
 
@@ -26,6 +27,10 @@ def claim() -> Claim:
     return claimed
 
 
+def keep(claim: Claim, result: JobResult) -> StoredResult:
+    return store_result(MemoryBlobs(), claim.job.id, claim.attempt, result)
+
+
 def raising(error: BaseException) -> Callable[[], JobResult]:
     def compute() -> JobResult:
         raise error
@@ -39,7 +44,7 @@ def failure(ending: Ending | None) -> tuple[ErrorCode, str]:
 
 
 def test_a_result_is_stored_before_the_job_is_said_to_have_succeeded(claim: Claim) -> None:
-    ending = RunningJob(claim).work(lambda: patching_result([[1.0]], [[2.0]]), MemoryBlobs())
+    ending = RunningJob(claim).work(lambda: patching_result([[1.0]], [[2.0]]), keep)
     assert isinstance(ending, Succeeded)
     assert ending.result.document is not None
 
@@ -48,7 +53,7 @@ def test_any_exception_of_a_method_ends_in_a_failure_with_a_name_for_the_log(
     claim: Claim, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        ending = RunningJob(claim).work(raising(ZeroDivisionError("division by zero")), MemoryBlobs())
+        ending = RunningJob(claim).work(raising(ZeroDivisionError("division by zero")), keep)
     assert isinstance(ending, Failed)
     error = ending.error
     assert error.code is ErrorCode.METHOD_FAILED
@@ -63,11 +68,11 @@ def test_any_exception_of_a_method_ends_in_a_failure_with_a_name_for_the_log(
 
 def test_a_failure_that_the_client_may_read_is_passed_on(claim: Claim) -> None:
     error = JobFailed(ErrorCode.OUT_OF_MEMORY, "one forward pass does not fit into memory")
-    assert failure(RunningJob(claim).work(raising(error), MemoryBlobs())) == (error.code, error.message)
+    assert failure(RunningJob(claim).work(raising(error), keep)) == (error.code, error.message)
 
 
 def test_running_out_of_memory_says_what_to_do(claim: Claim) -> None:
-    code, message = failure(RunningJob(claim).work(raising(MemoryError()), MemoryBlobs()))
+    code, message = failure(RunningJob(claim).work(raising(MemoryError()), keep))
     assert code is ErrorCode.OUT_OF_MEMORY
     assert "smaller sweep" in message
 
@@ -78,7 +83,7 @@ def test_a_job_that_was_asked_to_stop_ends_as_it_was_asked(claim: Claim, stop: S
     assert not job.ticket.cancelled()
     job.hear(Beat(held=True, stop=stop))
     assert job.ticket.cancelled()
-    ending = job.work(raising(JobCancelled()), MemoryBlobs())
+    ending = job.work(raising(JobCancelled()), keep)
     if stop is Stop.CANCELLED:
         assert isinstance(ending, Cancelled)
     else:
@@ -89,14 +94,14 @@ def test_a_job_that_is_another_workers_by_now_ends_without_a_word(claim: Claim) 
     job = RunningJob(claim)
     job.hear(Beat(held=False))
     assert job.ticket.cancelled()
-    assert job.work(raising(JobCancelled()), MemoryBlobs()) is None
+    assert job.work(raising(JobCancelled()), keep) is None
     assert not job.handed_back
 
 
 def test_a_drained_job_is_handed_back(claim: Claim) -> None:
     job = RunningJob(claim)
     job.hand_back()
-    assert job.work(raising(JobCancelled()), MemoryBlobs()) is None
+    assert job.work(raising(JobCancelled()), keep) is None
     assert job.handed_back
 
 

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Ends a job if the claim holds; says yes again to the same worker's repeated call.
--- ARGV: policy, job, worker, attempt, status, then for failed: 'error', JSON; for succeeded: 'result', JSON
+-- ARGV: policy, job, worker, attempt, status, then fields to set and their values: for failed 'error', JSON; for
+--       succeeded 'result', JSON; where there is news of it 'done', number, 'planned', number
 -- Returns whether the job has ended thus
 
 local _, id, worker, attempt, status = unpack(ARGV)

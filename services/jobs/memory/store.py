@@ -153,7 +153,7 @@ class MemoryJobStore:
             if job := self._held(claim):
                 self._change(job, progress=progress)
 
-    def finish(self, claim: Claim, ending: Ending) -> bool:
+    def finish(self, claim: Claim, ending: Ending, progress: JobProgress | None = None) -> bool:
         outcome: dict[str, Any]
         match ending:
             case Succeeded(result):
@@ -169,7 +169,7 @@ class MemoryJobStore:
             job = self._held(claim)
             if job is None:
                 return False
-            self._end(job, status, **outcome)
+            self._end(job, status, **outcome, **({"progress": progress} if progress else {}))
             return True
 
     def release(self, claim: Claim) -> None:
@@ -257,6 +257,9 @@ class MemoryJobStore:
     def depth(self, pool: str) -> int:
         with self._lock:
             return sum(job.new.pool == pool for job in self._with_status(JobStatus.QUEUED))
+
+    def roomy(self) -> bool:
+        return True
 
     def ping(self) -> None:
         return

@@ -54,6 +54,19 @@ def test_no_job_is_admitted_when_memory_runs_short_but_running_ones_end(tmp_path
         assert store.finish(claim, DONE)
 
 
+def test_there_is_room_for_results_below_a_share_of_the_bound(tmp_path: Path) -> None:
+    with (
+        valkey_server(tmp_path, maxmemory_bytes=20 * 2**20) as server,
+        make_client(server.url, patient=False) as client,
+    ):
+        store = RedisJobStore(client, POLICY)
+        assert store.roomy()
+        _fill(client, 10)
+        assert not store.roomy()
+        client.config_set("maxmemory", 0)
+        assert not store.roomy(), "without a bound nobody knows how much room there is"
+
+
 def test_a_finished_job_keeps_no_spec_and_no_inputs(store: RedisJobStore, client: Redis) -> None:
     job_id = store.create(new_job()).id
     claim = store.claim("default", "w1", tuple(Size))

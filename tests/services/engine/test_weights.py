@@ -31,6 +31,31 @@ def test_head_terms_add_up_to_what_attention_writes(
         torch.testing.assert_close(heads.sum(1) + bias, outcome.captures[attn_out], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_values_are_what_attention_makes_of_its_blocks_input(
+    family: str, load_tiny: LoadTiny, engine: Engine, job: JobTicket
+) -> None:
+    model = load_tiny(family, torch.float64)
+    weights = Weights(model)
+    for layer in range(model.facts.layers):
+        resid_pre, v = Capture(Site(SiteName.RESID_PRE, layer)), Capture(Site(SiteName.V, layer))
+        (outcome,) = engine.run(model, [Row(TOKENS, captures=(resid_pre, v))], job=job)
+        values = weights.values(layer, outcome.captures[resid_pre].double())
+        torch.testing.assert_close(values.float(), outcome.captures[v], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patterns_carry_the_values_of_the_heads_they_share_to_z(
+    family: str, load_tiny: LoadTiny, engine: Engine, job: JobTicket
+) -> None:
+    model = load_tiny(family, torch.float64)
+    pattern, v, z = (Capture(Site(site, 1)) for site in (SiteName.PATTERN, SiteName.V, SiteName.Z))
+    (outcome,) = engine.run(model, [Row(TOKENS, captures=(pattern, v, z))], job=job)
+    values = Weights(model).attended_values(outcome.captures[v])
+    mixed = torch.einsum("qhk,khd->qhd", outcome.captures[pattern], values)
+    torch.testing.assert_close(mixed, outcome.captures[z], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", [*FAMILIES, *NATIVES])
 def test_the_final_norm_and_the_unembedding_give_the_models_logits(
     family: str, load_tiny: LoadTiny, engine: Engine, job: JobTicket

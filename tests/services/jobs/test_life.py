@@ -149,9 +149,12 @@ class LifeOfJobs(RuleBasedStateMachine):
         self.fake.store.progress(claims.fake, JobProgress(done=done, planned=5))
         self.real.store.progress(claims.real, JobProgress(done=done, planned=5))
 
-    @rule(claims=claims, ending=st.sampled_from(ENDINGS))
-    def finish(self, claims: Claims, ending: Ending) -> None:
-        self.agree(self.fake.store.finish(claims.fake, ending), self.real.store.finish(claims.real, ending))
+    @rule(claims=claims, ending=st.sampled_from(ENDINGS), done=st.none() | st.integers(0, 5))
+    def finish(self, claims: Claims, ending: Ending, done: int | None) -> None:
+        progress = None if done is None else JobProgress(done=done, planned=5)
+        self.agree(
+            self.fake.store.finish(claims.fake, ending, progress), self.real.store.finish(claims.real, ending, progress)
+        )
 
     @rule(claims=claims)
     def release(self, claims: Claims) -> None:

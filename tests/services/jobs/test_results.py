@@ -20,10 +20,10 @@ LARGE = np.random.default_rng(0).normal(size=(30, 1_000)).astype(np.float32)
 RESULT: TypeAdapter[JobResult] = TypeAdapter(JobResult)
 
 
-def kept(blobs: MemoryBlobs, result: JobResult) -> JobRecord:
+def kept(blobs: MemoryBlobs, result: JobResult, *, roomy: bool = False) -> JobRecord:
     """The record of a job that has ended with `result`."""
     job = new_job()
-    stored = store_result(blobs, job.id, 1, result)
+    stored = store_result(blobs, job.id, 1, result, roomy=roomy)
     return job.queued(datetime.now(UTC)).model_copy(update={"status": JobStatus.SUCCEEDED, "result": stored})
 
 
@@ -141,6 +141,17 @@ def test_an_unknown_tensor_is_not_found() -> None:
         with pytest.raises(NotFound) as refusal:
             load_tensor(record, blobs, name)
         assert refusal.value.code is ErrorCode.TENSOR_NOT_FOUND
+
+
+def test_a_middling_result_stays_in_the_record_while_the_store_has_room() -> None:
+    middling, large = (np.ones((rows, 1_000), dtype=np.float32) for rows in (2, 12))
+    blobs = MemoryBlobs()
+    record = kept(blobs, patching_result(middling, SMALL), roomy=True)
+    assert not blobs.by_key
+    assert load_document(record, blobs) == load_document(kept(blobs, patching_result(middling, SMALL)), blobs)
+    assert len(blobs.by_key) == 1
+    kept(blobs, patching_result(large, large), roomy=True)
+    assert len(blobs.by_key) == 2
 
 
 def test_a_stored_result_survives_its_own_json() -> None:

@@ -148,6 +148,26 @@ def test_progress_is_recorded_while_the_claim_holds(bench: Bench) -> None:
     assert bench.record(job_id).progress == JobProgress(done=3, planned=10)
 
 
+def test_the_last_progress_comes_with_the_end(bench: Bench) -> None:
+    job_id = bench.submit()
+    claim = bench.claim()
+    version = bench.record(job_id).version
+    assert bench.store.finish(claim, DONE, JobProgress(done=10, planned=10))
+    record = bench.record(job_id)
+    assert (record.status, record.progress) == ("succeeded", JobProgress(done=10, planned=10))
+    assert record.version == version + 1
+
+
+def test_a_claim_that_is_lost_cannot_record_progress_with_an_end(bench: Bench) -> None:
+    job_id = bench.submit()
+    late = bench.claim()
+    bench.store.release(late)
+    current = bench.claim()
+    assert not bench.store.finish(late, DONE, JobProgress(done=9, planned=10))
+    assert bench.record(job_id).progress == JobProgress(done=0, planned=0)
+    assert bench.store.finish(current, DONE)
+
+
 def test_a_queued_job_is_cancelled_at_once(bench: Bench) -> None:
     job_id = bench.submit()
     record = bench.store.cancel(job_id)

@@ -48,7 +48,9 @@ def expected_logits(reference: Reference, ids: tuple[int, ...]) -> Tensor:
     streams = reference.activations(ids, places)
     norm = reference.model.get_submodule(reference.layout.final_norm)
     with torch.no_grad():
-        logits = reference.model.get_output_embeddings()(norm(torch.stack([streams[place] for place in places])))
+        logits: Tensor = reference.model.get_output_embeddings()(
+            norm(torch.stack([streams[place] for place in places]))
+        )
     cap = getattr(reference.model.config, "final_logit_softcapping", None)
     return logits if cap is None else cap * (logits / cap).tanh()
 
