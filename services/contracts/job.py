@@ -27,8 +27,8 @@ JobSpec = TypeAliasType(
         | ActivationsSpec
         | InterventionSpec
         | LogitLensSpec
-        | AblationSpec,
-        PatchingSpec | AttributionSpec | FeaturesSpec | ActivationsSpec | LogitLensSpec | AttentionSpec,
+        | AblationSpec
+        | AttentionSpec,
         Field(discriminator="kind"),
     ],
 )
@@ -41,8 +41,8 @@ JobResult = TypeAliasType(
         | ActivationsResult
         | InterventionResult
         | LogitLensResult
-        | AblationResult,
-        PatchingResult | AttributionResult | FeaturesResult | ActivationsResult | LogitLensResult | AttentionResult,
+        | AblationResult
+        | AttentionResult,
         Field(discriminator="kind"),
     ],
 )

@@ -2,24 +2,23 @@
 
 from services.contracts.ablation import AblationSpec
 from services.contracts.activations import ActivationsSpec
+from services.contracts.attention import AttentionSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
-from services.contracts.attention import AttentionSpec
-from services.contracts.attribution import AttributionSpec
 from services.contracts.features import FeaturesSpec
 from services.contracts.gradient_x_input import GradientXInput
 from services.contracts.integrated_gradients import IntegratedGradients
 from services.contracts.intervention import InterventionSpec
 from services.contracts.job import JobResult, JobSpec
 from services.contracts.logit_lens import LogitLensSpec
-from services.contracts.patching import PatchingSpec
 from services.contracts.patching import ActivationPatching, PatchingSpec
 from services.contracts.path_patching import PathPatching
 from services.methods import (
     ablation,
     activation_patching,
     activations,
+    attention,
     attribution_patching,
     direct_logit_attribution,
     features,
@@ -29,11 +28,10 @@ from services.methods import (
     logit_lens,
     path_patching,
 )
-from services.methods import activation_patching, activations, attention, direct_logit_attribution, features, logit_lens
 from services.methods.context import MethodContext
 
 
-def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
+def run_method(spec: JobSpec, context: MethodContext) -> JobResult:  # noqa: PLR0911 - one per kind
     """Run a specification's analysis."""
     match spec:
         case PatchingSpec():
@@ -50,6 +48,8 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
             return activations.run(spec, context)
         case LogitLensSpec():
             return logit_lens.run(spec, context)
+        case AttentionSpec():
+            return attention.run(spec, context)
 
 
 def _run_attribution(spec: AttributionSpec, context: MethodContext) -> AttributionResult:
@@ -62,10 +62,11 @@ def _run_attribution(spec: AttributionSpec, context: MethodContext) -> Attributi
             return integrated_gradients.run(method, spec, context)
         case AttributionPatching() as method:
             return attribution_patching.run(method, spec, context)
+
+
 def _run_patching(spec: PatchingSpec, context: MethodContext) -> JobResult:
+    match spec.method:
         case ActivationPatching() as method:
             return activation_patching.run(spec, method, context)
         case PathPatching() as method:
             return path_patching.run(spec, method, context)
-        case AttentionSpec():
-            return attention.run(spec, context)
