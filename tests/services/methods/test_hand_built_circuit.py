@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from services.contracts.tensor import Statistic
 from tests.hand_built import D_HEAD, HEADS, INDUCTION, LAYERS, PREVIOUS_TOKEN, WORDS
 from tests.services.methods.circuit import (
     ASKED,
@@ -22,6 +23,7 @@ from tests.services.methods.circuit import (
     EXAMPLE,
     FIRST_A,
     FOLLOWER,
+    MATCHED,
     NOTHING,
     B,
     array,
@@ -123,6 +125,32 @@ def test_everything_but_the_two_heads_can_be_removed_at_once(hand_built: Laborat
     example = changed(hand_built, *others, *mlps)
     assert example.metric.effect == pytest.approx(0, abs=NOTHING * EFFECT)
     assert example.top.patched[0].token == "b"
+
+
+def test_attention_scores_name_the_two_heads_and_no_other(hand_built: Laboratory) -> None:
+    text = "<bos> a b c d e f g a b c d e f g"
+    patterns = [{"layer": layer, "head": head} for layer, head in (PREVIOUS_TOKEN, INDUCTION)]
+    result = run(hand_built, "attention", prompts=[text], patterns=patterns, random_tokens={"length": 20}, bos=True)
+    for scores in (result.scores, result.random_scores):
+        assert_one_head(scores.previous_token, PREVIOUS_TOKEN, least=0.9999)
+        assert_one_head(scores.induction, INDUCTION, least=0.95)
+        assert_one_head(scores.copying, INDUCTION, least=1)
+        assert mean(scores.duplicate_token).max() < 0.5
+    before, found = array(result.prompts[0].patterns)
+    np.testing.assert_allclose(np.diagonal(before, -1), 1, atol=1e-4)
+    np.testing.assert_allclose(np.diagonal(found, -6)[2:], MATCHED, atol=0.01)
+
+
+def assert_one_head(scores: Any, head: tuple[int, int], least: float) -> None:
+    """This head scores at least so much, and no other even half of 1."""
+    values = mean(scores)
+    assert values[head] >= least
+    values[head] = 0
+    assert values.max() < 0.5
+
+
+def mean(scores: Any) -> Any:
+    return array(scores.mean if isinstance(scores, Statistic) else scores).copy()
 
 
 def test_the_logit_lens_shows_the_answer_after_layer_one(hand_built: Laboratory) -> None:
