@@ -9,6 +9,7 @@ from services.catalogue.resolve import Limits, resolve
 from tests.services.methods import test_ablation as ablation
 from tests.services.methods import test_intervention as intervention
 from tests.services.methods import test_path_patching as paths
+from tests.services.methods.test_activation_patching import OTHER_PAIR, PAIR
 from tests.services.methods.conftest import SPEC, Laboratory
 
 MEAN = {"type": "mean_ablation", "references": [*ablation.ALIKE, *ablation.UNLIKE]}
@@ -44,7 +45,7 @@ OTHER_RUN = {"type": "run", "prompt": intervention.OTHER}
         paths.job("llama", ["a2.h1<q>", "m1"], method={"mode": "noising"}),
         paths.job("llama", ["a2.h1<q>"], method={"senders": ["a1.h0"], "positions": [-5, -1, 0]}),
         paths.job("llama", ["m2"], method={"receiver_positions": [-2], "freeze_mlps": True}),
-        paths.job("gpt_neox", ["a1.h3<v>"], method={"senders": ["input", "m0"]}, pairs=[paths.PAIR, paths.OTHER_PAIR]),
+        paths.job("gpt_neox", ["a1.h3<v>"], method={"senders": ["input", "m0"]}, pairs=[PAIR, OTHER_PAIR]),
         paths.job("llama", ["logits"], metric={"type": "kl_divergence", "position": -2}),
         paths.job("llama", ["m1"], metric={"type": "cross_entropy"}),
     ],
