@@ -7,6 +7,7 @@ from pydantic import Field
 
 from services.contracts.attribution_patching import AttributionPatching, AttributionPatchingOutcome
 from services.contracts.direct_logit_attribution import DirectLogitAttribution, DirectLogitOutcome
+from services.contracts.edge_attribution_patching import EdgeAttributionOutcome, EdgeAttributionPatching
 from services.contracts.errors import ErrorCode, Violation
 from services.contracts.gradient_x_input import GradientXInput, GradientXInputOutcome
 from services.contracts.inputs import Inputs
@@ -18,10 +19,15 @@ from services.contracts.result import Result
 from services.contracts.spec import Asked, Spec
 
 AttributionMethod = Annotated[
-    DirectLogitAttribution | GradientXInput | IntegratedGradients | AttributionPatching, Field(discriminator="type")
+    DirectLogitAttribution | GradientXInput | IntegratedGradients | AttributionPatching | EdgeAttributionPatching,
+    Field(discriminator="type"),
 ]
 AttributionOutcome = Annotated[
-    DirectLogitOutcome | GradientXInputOutcome | IntegratedGradientsOutcome | AttributionPatchingOutcome,
+    DirectLogitOutcome
+    | GradientXInputOutcome
+    | IntegratedGradientsOutcome
+    | AttributionPatchingOutcome
+    | EdgeAttributionOutcome,
     Field(discriminator="type"),
 ]
 

@@ -1,8 +1,8 @@
-"""A family-free, read-only view of the weights that write to the logits directly.
+"""A family-free, read-only view of the weights between the residual stream, the heads and the logits.
 
-For direct logit attribution and promoted logits: which direction of the residual stream moves a token's logit, and how
-a head's `z` becomes its part of `attn_out`. Raw weights, nothing folded. All norms are linear here: the scale is taken
-from a run and held.
+Which direction of the residual stream moves a token's logit, how a head's `z` becomes its part of `attn_out`, and what
+its q, k and v are made of. Raw weights, nothing folded. Where a norm is called linear, its scale is taken from a run
+and held.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from services.contracts.site import SiteName
 from services.engine.tail import Tail
 from services.models.load import LoadedModel
 
@@ -39,6 +40,15 @@ class Norm:
     ) -> Float[Tensor, "*term d_model"]:
         """The part of the norm's output that `term` of its input makes, at a held scale: centring and gain, no bias."""
         return self._centred(term) / scale * self.gain.to(term)
+
+    def pulled_back(
+        self, gradient: Float[Tensor, "*batch d_model"], at: Float[Tensor, "*#batch d_model"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """The gradient at the norm's input, given that at its output: the scale is not held here."""
+        scale, centred = self.scale(at), self._centred(at)
+        inner = self._centred(gradient * self.gain.to(gradient)) / scale
+        along = (inner * centred).mean(-1, keepdim=True) / scale.square()
+        return inner - centred * along
 
     def _centred(self, vectors: Tensor) -> Tensor:
         return vectors - vectors.mean(-1, keepdim=True) if self.kind == "layer" else vectors
@@ -133,6 +143,20 @@ class Weights:
         """A residual stream read as if it were the last: final norm at its own scale, unembedding, scale, soft cap."""
         return self._tail.logits(residual)
 
+    def attention_norm(self, layer: int) -> Norm | None:
+        """The norm between the residual stream and attention; None in families that read the stream itself."""
+        return None if self._alias_of_attn_out(layer) == "ln1" else self._norm(self._bridge.blocks[layer].ln1)
+
+    def head_inputs(
+        self, layer: int, site: SiteName
+    ) -> tuple[Float[Tensor, "head d_head d_model"], Float[Tensor, "head d_head"] | None]:
+        """What makes `q`, `k` or `v` of what attention reads: W and b by head, by KV head for `k` and `v`."""
+        projection = getattr(self._bridge.blocks[layer].attn, site.value).original_component
+        weight: Tensor = projection.weight.T if isinstance(projection, Conv1D) else projection.weight
+        bias: Tensor | None = projection.bias
+        by_head = weight.reshape(-1, self._d_head, weight.shape[-1])
+        return by_head, None if bias is None else bias.reshape(-1, self._d_head)
+
     def logit_directions(self, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
         """Rows of W_U^T for `tokens`, times `logit_scale`: dot products with the final norm's output give logits."""
         return self.W_U.T[tokens] * self.logit_scale
@@ -147,10 +171,13 @@ class Weights:
 
     def _attention_post_norm(self, layer: int) -> Norm | None:
         """The norm that the family puts between attention's output and the residual stream."""
-        block = self._bridge.blocks[layer]
-        name = block.hook_aliases.get("hook_attn_out", "attn.hook_out")
-        component, _, _ = name.partition(".")
-        return None if component == "attn" else self._norm(getattr(block, component))
+        component = self._alias_of_attn_out(layer)
+        return None if component == "attn" else self._norm(getattr(self._bridge.blocks[layer], component))
+
+    def _alias_of_attn_out(self, layer: int) -> str:
+        """The part of the block whose output is added to the residual stream for attention."""
+        name: str = self._bridge.blocks[layer].hook_aliases.get("hook_attn_out", "attn.hook_out")
+        return name.partition(".")[0]
 
     def _norm(self, component: Any) -> Norm:
         width, _ = self.W_U.shape

@@ -6,6 +6,7 @@ from services.contracts.attention import AttentionSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
+from services.contracts.edge_attribution_patching import EdgeAttributionPatching
 from services.contracts.features import FeaturesSpec
 from services.contracts.gradient_x_input import GradientXInput
 from services.contracts.integrated_gradients import IntegratedGradients
@@ -21,6 +22,7 @@ from services.methods import (
     attention,
     attribution_patching,
     direct_logit_attribution,
+    edge_attribution_patching,
     features,
     gradient_x_input,
     integrated_gradients,
@@ -62,6 +64,8 @@ def _run_attribution(spec: AttributionSpec, context: MethodContext) -> Attributi
             return integrated_gradients.run(method, spec, context)
         case AttributionPatching() as method:
             return attribution_patching.run(method, spec, context)
+        case EdgeAttributionPatching() as method:
+            return edge_attribution_patching.run(method, spec, context)
 
 
 def _run_patching(spec: PatchingSpec, context: MethodContext) -> JobResult:

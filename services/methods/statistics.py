@@ -50,3 +50,30 @@ def ratio_of_means(
     error = np.sqrt((residuals**2).sum(axis=0) / (count - 1) / count) / abs(denominator) if meaningful else ratio
     mean, standard_error = InlineTensor.of(ratio, dims), InlineTensor.of(error, dims)
     return Statistic(mean=mean, standard_error=standard_error, count=count), meaningful
+
+
+class RunningMean:
+    """The mean of arrays that come one after another, and its standard error, without keeping them (Welford 1962)."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.count = 0
+        self.mean: Array = np.zeros(shape)
+        self._squares: Array = np.zeros(shape)
+
+    def add(self, values: OneArray) -> None:
+        self.count += 1
+        difference = values - self.mean
+        self.mean = self.mean + difference / self.count
+        self._squares = self._squares + difference * (values - self.mean)
+
+    def standard_error(self) -> Array | None:
+        """Of the mean; None for a single array."""
+        return None if self.count < 2 else np.sqrt(self._squares / (self.count - 1) / self.count)
+
+    def estimate(self, dims: tuple[str, ...]) -> InlineTensor | Statistic:
+        """As `estimate` gives it of all the arrays together."""
+        error = self.standard_error()
+        mean = InlineTensor.of(self.mean, dims)
+        if error is None:
+            return mean
+        return Statistic(mean=mean, standard_error=InlineTensor.of(error, dims), count=self.count)

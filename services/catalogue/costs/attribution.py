@@ -2,9 +2,11 @@
 
 from services.catalogue.costs.attribution_patching import attribution_patching_cost
 from services.catalogue.costs.cost import FLOAT_BYTES, GRADIENT_PASSES, Cost
+from services.catalogue.costs.edge_attribution_patching import edge_attribution_patching_cost
 from services.contracts.attribution import AttributionSpec
 from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
+from services.contracts.edge_attribution_patching import EdgeAttributionPatching
 from services.contracts.gradient_x_input import GradientXInput
 from services.contracts.inputs import Inputs
 from services.contracts.integrated_gradients import IntegratedGradients
@@ -21,6 +23,8 @@ def attribution_cost(spec: AttributionSpec, inputs: Inputs, model: ModelFacts) -
             return _integrated_gradients(method, inputs, model)
         case AttributionPatching() as method:
             return attribution_patching_cost(method, inputs, model)
+        case EdgeAttributionPatching() as method:
+            return edge_attribution_patching_cost(method, spec, inputs, model)
 
 
 def _direct_logit_attribution(spec: AttributionSpec, inputs: Inputs, model: ModelFacts) -> Cost:

@@ -16,12 +16,22 @@ ATTRIBUTION = {
     "method": {"type": "direct_logit_attribution"},
     "examples": [EXAMPLE, EXAMPLE | {"prompt": "When John and Mary went to the shops, John"}],
 }
+PAIRS = job("llama", "resid_pre")["pairs"]
+ALL_CHECKED = {"type": "attribution_patching", "check": {"top_k": 1_000}, "positions": [-4, -1]}
+EVERY_NODE = {"nodes": ["q", "k", "v", "z", "attn_out", "mlp_out", "resid_pre"]}
+
+
+def attribution_patching(**method: Any) -> dict[str, Any]:
+    """With every node checked, so that what the check costs is known beforehand."""
+    return {"kind": "attribution", "model": "tiny-llama", "method": ALL_CHECKED | method, "pairs": PAIRS}
+
+
 GRADIENT_X_INPUT = ATTRIBUTION | {"method": {"type": "gradient_x_input"}}
 INTEGRATED_GRADIENTS = {
     "kind": "attribution",
     "model": "tiny-llama",
     "method": {"type": "integrated_gradients", "steps": 7},
-    "pairs": job("llama", "resid_pre")["pairs"],
+    "pairs": PAIRS,
 }
 FROM_ZERO = ATTRIBUTION | {"method": {"type": "integrated_gradients", "baseline": "zero", "steps": 7}}
 
@@ -33,6 +43,11 @@ FROM_ZERO = ATTRIBUTION | {"method": {"type": "integrated_gradients", "baseline"
         GRADIENT_X_INPUT,
         INTEGRATED_GRADIENTS,
         FROM_ZERO,
+        attribution_patching(),
+        attribution_patching(**EVERY_NODE, mode="noising", positions=None),
+        attribution_patching(**EVERY_NODE, variant="atp_star", positions=None),
+        attribution_patching(variant="atp_star", nodes=["q", "k"]),
+        attribution_patching(variant="atp_star"),
         job("llama", "resid_pre"),
         job("llama", "mlp_out", method={"mode": "noising"}),
         job("llama", "z"),
@@ -44,6 +59,11 @@ FROM_ZERO = ATTRIBUTION | {"method": {"type": "integrated_gradients", "baseline"
         "gradient x input",
         "integrated gradients",
         "from zero",
+        "attribution patching",
+        "attribution patching of all nodes",
+        "atp star of all nodes",
+        "atp star of queries and keys",
+        "atp star of heads and mlps",
         "resid_pre",
         "mlp_out",
         "z",

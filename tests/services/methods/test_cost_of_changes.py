@@ -9,8 +9,8 @@ from services.catalogue.resolve import Limits, resolve
 from tests.services.methods import test_ablation as ablation
 from tests.services.methods import test_intervention as intervention
 from tests.services.methods import test_path_patching as paths
-from tests.services.methods.test_activation_patching import OTHER_PAIR, PAIR
 from tests.services.methods.conftest import SPEC, Laboratory
+from tests.services.methods.test_activation_patching import OTHER_PAIR, PAIR
 
 MEAN = {"type": "mean_ablation", "references": [*ablation.ALIKE, *ablation.UNLIKE]}
 RESAMPLE = MEAN | {"type": "resample_ablation", "samples": 2}
