@@ -23,6 +23,13 @@ class AttentionHead(Request):
     head: Head
 
 
+class ShownHead(Contract):
+    """A head whose patterns are given."""
+
+    layer: int
+    head: int
+
+
 class RandomTokens(Request):
     """Sequences of `length` different tokens drawn at random, then the same again: only the context can predict them.
 
@@ -116,7 +123,7 @@ class PromptAttention(Contract):
 
 class AttentionResult(Result):
     kind: Literal["attention"] = "attention"
-    heads: tuple[AttentionHead, ...]
+    heads: tuple[ShownHead, ...]
     prompts: tuple[PromptAttention, ...]
     scores: HeadScores | None
     random_scores: HeadScores | None

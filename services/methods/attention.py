@@ -17,7 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from services.catalogue.costs.attention import PATTERN_BYTES, copying_token_layers, layer_groups, pattern_bytes
-from services.contracts.attention import AttentionHead, AttentionResult, AttentionSpec, HeadScores, PromptAttention
+from services.contracts.attention import (
+    AttentionHead,
+    AttentionResult,
+    AttentionSpec,
+    HeadScores,
+    PromptAttention,
+    ShownHead,
+)
 from services.contracts.site import SiteName
 from services.contracts.tensor import InlineTensor, Statistic
 from services.engine.outcome import Outcome
@@ -47,7 +54,7 @@ def run(spec: AttentionSpec, context: MethodContext) -> AttentionResult:
     read = reader.read([prompt.ids for prompt in context.inputs.prompts], spec.patterns)
     drawn = reader.read(sequences, ())
     return AttentionResult(
-        heads=spec.patterns,
+        heads=tuple(ShownHead(layer=chosen.layer, head=chosen.head) for chosen in spec.patterns),
         prompts=tuple(
             PromptAttention(tokens=prompt, patterns=_stacked(of_prompt, spec.patterns))
             for prompt, of_prompt in zip(context.inputs.prompts, read, strict=True)
