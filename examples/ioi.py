@@ -36,8 +36,8 @@ SHARE = 0.01
 """A head has an effect when its mean is more than this many standard errors from zero, and more than this share of the
 clean logit difference."""
 
-SHARE_OF_ATTENTION = 0.3
-"""A previous-token head looks from S1+1 at S1 with at least this weight."""
+LOOK = 0.1
+"""A head looks at a position when its mean attention there is at least this, and more than at those it is held to."""
 
 MOST_RECEIVERS = 6
 """At most so many heads of a class, those of the largest effect, are what the next step sends to."""
@@ -192,30 +192,35 @@ def chain(study: Study) -> tuple[dict[str, Step], dict[str, list[str]], dict[str
             looks.update(attention(study, unseen))
         return heads
 
-    def hurts(name: str, head: str) -> bool:
-        return steps[name].effect(head) < 0
-
-    def looks_most(head: str, target: str, others: Sequence[str]) -> bool:
-        return all(looks[head][target] > looks[head][other] for other in others)
-
     direct_heads = step("logits", ["logits"], "END")
-    at_io = [head for head in direct_heads if looks_most(head, "END→IO", ("END→S1", "END→S2"))]
-    classes["name mover"] = [head for head in at_io if hurts("logits", head)]
-    classes["negative name mover"] = [head for head in direct_heads if not hurts("logits", head)]
-    movers = inputs(study, classes["name mover"], "q")
-    queries = step("name movers' q", movers, "END")
-    classes["S-inhibition"] = [
-        head for head in queries if hurts("name movers' q", head) and looks_most(head, "END→S2", ("END→IO", "END→S1"))
-    ]
+    at_io = looking(looks, direct_heads, "END→IO", "END→S1", "END→S2")
+    classes["name mover"] = hurting(steps, "logits", at_io)
+    classes["negative name mover"] = [head for head in at_io if head not in classes["name mover"]]
+    classes["other direct"] = [head for head in direct_heads if head not in at_io]
+    queries = step("name movers' q", inputs(study, classes["name mover"], "q"), "END")
+    at_s2 = looking(looks, queries, "END→S2", "END→IO", "END→S1")
+    classes["S-inhibition"] = hurting(steps, "name movers' q", at_s2)
     inhibition = [name for which in "kv" for name in inputs(study, classes["S-inhibition"], which)]
-    values = [head for head in step("S-inhibition k, v", inhibition, "S2") if hurts("S-inhibition k, v", head)]
-    classes["duplicate token"] = [head for head in values if looks_most(head, "S2→S1", ("S2→S1+1",))]
-    classes["induction"] = [head for head in values if looks_most(head, "S2→S1+1", ("S2→S1",))]
+    values = hurting(steps, "S-inhibition k, v", step("S-inhibition k, v", inhibition, "S2"))
+    classes["duplicate token"] = looking(looks, values, "S2→S1", "S2→S1+1")
+    classes["induction"] = looking(looks, values, "S2→S1+1", "S2→S1")
     keys = step("induction k", inputs(study, classes["induction"], "k"), "S1+1")
-    classes["previous token"] = [
-        head for head in keys if hurts("induction k", head) and looks[head]["S1+1→S1"] > SHARE_OF_ATTENTION
-    ]
+    classes["previous token"] = looking(looks, hurting(steps, "induction k", keys), "S1+1→S1")
     return steps, classes, looks
+
+
+def hurting(steps: dict[str, Step], name: str, heads: Sequence[str]) -> list[str]:
+    """Those of a step's heads that carry some of the logit difference: patching them lowers it."""
+    return [head for head in heads if steps[name].effect(head) < 0]
+
+
+def looking(looks: dict[str, Json], heads: Sequence[str], target: str, *others: str) -> list[str]:
+    """Heads that look at `target`, and more than at the others."""
+    return [
+        head
+        for head in heads
+        if looks[head][target] >= LOOK and all(looks[head][target] > looks[head][other] for other in others)
+    ]
 
 
 def main() -> None:

@@ -16,12 +16,13 @@ BEGIN, END = "<!-- tables written by examples/ioi.py -->", "<!-- end of tables -
 LOOKS = {
     "name mover": ("logits", "END→IO"),
     "negative name mover": ("logits", "END→IO"),
+    "other direct": ("logits", "END→S2"),
     "S-inhibition": ("name movers' q", "END→S2"),
     "duplicate token": ("S-inhibition k, v", "S2→S1"),
     "induction": ("S-inhibition k, v", "S2→S1+1"),
     "previous token": ("induction k", "S1+1→S1"),
 }
-"""For each class of heads the step that finds it, and where it looks."""
+"""For each class of heads the step that finds it, and the look that is shown."""
 
 SCORES = {"duplicate token": "duplicate_token", "induction": "induction", "previous token": "previous_token"}
 """The score that a class should have on repeated random tokens; for all others, how many names the head copies."""
