@@ -8,7 +8,7 @@ export LENSD_HOME ?= $(CURDIR)/.lensd
 export OMP_WAIT_POLICY ?= passive
 export LENSD_CATALOGUE ?= $(CURDIR)/deploy/catalogue.toml
 
-.PHONY: demo up test check format openapi sae induction-model bench prepare lock install clean
+.PHONY: demo up test check format openapi sae induction-model bench ground-truth examples prepare lock install clean
 .DEFAULT_GOAL := demo
 
 demo: install          ## set everything up and run the main jobs through the real stack
@@ -46,8 +46,17 @@ induction-model: install ## train the shipped induction model again (minutes on 
 
 bench: prepare         ## measure speed against TransformerLens and SAELens; writes benchmarks/RESULTS.md (about 25 minutes)
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.edges
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.attribution
 	$(BIN)/python -m benchmarks.service
+
+ground-truth: prepare  ## hold the methods against exact runs on SmolLM2; writes benchmarks/GROUND_TRUTH.md (about 20 minutes)
+	$(BIN)/python -m benchmarks.ground_truth
+
+examples: prepare      ## find the induction and IOI circuits over HTTP; writes docs/induction* and docs/ioi*
+	$(BIN)/python -m deploy.local run $(BIN)/python -m examples.induction
+	$(BIN)/python -m deploy.local run $(BIN)/python -m examples.ioi
 
 lock: install          ## pin what is installed
 	$(BIN)/python requirements/lock.py

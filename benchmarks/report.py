@@ -1,4 +1,4 @@
-"""`benchmarks/RESULTS.md`: one section per benchmark, each written by its own run."""
+"""`benchmarks/RESULTS.md` and `GROUND_TRUTH.md`: one section per benchmark, each written by its own run."""
 
 import os
 import re
@@ -7,20 +7,27 @@ from importlib.metadata import version
 from pathlib import Path
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-_HEAD = """# Benchmarks
+GROUND_TRUTH = Path(__file__).with_name("GROUND_TRUTH.md")
+_HEADS = {
+    RESULTS: """# Benchmarks
 
 Written by the benchmarks themselves; `make bench` runs them all. Both sides of a comparison run in one process.
-"""
+""",
+    GROUND_TRUTH: """# Ground truth
+
+How true the methods are on real models; written by `make ground-truth`. `make test` holds them on tiny ones in float64.
+""",
+}
 
 
-def write_section(title: str, body: str) -> None:
+def write_section(title: str, body: str, file: Path = RESULTS) -> None:
     """Put `body` under `## title`, in the place of what an earlier run wrote there."""
-    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else _HEAD
+    text = file.read_text(encoding="utf-8") if file.exists() else _HEADS[file]
     section = f"## {title}\n\n{body.strip()}\n"
     pattern = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     found = pattern.search(text)
     text = pattern.sub(lambda _: section + "\n", text) if found else f"{text.rstrip()}\n\n{section}"
-    RESULTS.write_text(text.rstrip() + "\n", encoding="utf-8")
+    file.write_text(text.rstrip() + "\n", encoding="utf-8")
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -1,4 +1,4 @@
-"""The command line of the one-command stack: `python -m deploy.local up|demo`."""
+"""The command line of the one-command stack: `python -m deploy.local up|demo|run COMMAND …`."""
 
 import argparse
 import importlib
@@ -8,12 +8,14 @@ from typing import Protocol, cast
 from pydantic import ValidationError
 
 from deploy.local.errors import LaunchError
+from deploy.local.run import run as run_beside
 from deploy.local.settings import LocalSettings
 
 COMMANDS = {
     "up": "run lensd in the foreground until Ctrl-C",
     "demo": "run lensd, post one job of each kind, show the results and end",
 }
+RUN = "run lensd for as long as a command needs it; the command finds LENSD_URL and LENSD_KEY"
 
 
 class Command(Protocol):
@@ -28,16 +30,21 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, purpose in COMMANDS.items():
         commands.add_parser(name, help=purpose, description=purpose)
-    name = parser.parse_args().command
+    beside = commands.add_parser("run", help=RUN, description=RUN)
+    beside.add_argument("beside", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")
+    given = parser.parse_args()
+    if given.command == "run" and not given.beside:
+        beside.error("name the command to run")
     try:
         settings = LocalSettings()
     except ValidationError as error:
         for problem in error.errors():
             print(f"lensd: LENSD_{str(problem['loc'][0]).upper()}: {problem['msg']}", file=sys.stderr)
         return 1
-    command = cast("Command", importlib.import_module(f"deploy.local.{name}"))
     try:
-        return command.run(settings)
+        if given.command == "run":
+            return run_beside(settings, given.beside)
+        return cast("Command", importlib.import_module(f"deploy.local.{given.command}")).run(settings)
     except LaunchError as error:
         print(f"lensd: {error}", file=sys.stderr)
         return 1

@@ -1,8 +1,8 @@
-"""A family-free, read-only view of the weights that write to the logits directly.
+"""A family-free, read-only view of the weights between the residual stream, the heads and the logits.
 
-For direct logit attribution and promoted logits: which direction of the residual stream moves a token's logit, and how
-a head's `z` becomes its part of `attn_out`. Raw weights, nothing folded. All norms are linear here: the scale is taken
-from a run and held.
+Which direction of the residual stream moves a token's logit, how a head's `z` becomes its part of `attn_out`, and what
+its q, k and v are made of. Raw weights, nothing folded. Where a norm is called linear, its scale is taken from a run
+and held.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from services.contracts.site import SiteName
 from services.engine.tail import Tail
 from services.models.load import LoadedModel
+
+_TOGETHER = 4_096
+"""Tokens of the vocabulary embedded at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +47,15 @@ class Norm:
         """What a term of the input is to be dotted with, for the product of its `linear` part with `direction`."""
         return self._centred(direction * self.gain.to(direction)) / scale
 
+    def pulled_back(
+        self, gradient: Float[Tensor, "*batch d_model"], at: Float[Tensor, "*#batch d_model"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """The gradient at the norm's input, given that at its output: the scale is not held here."""
+        scale, centred = self.scale(at), self._centred(at)
+        inner = self._centred(gradient * self.gain.to(gradient)) / scale
+        along = (inner * centred).mean(-1, keepdim=True) / scale.square()
+        return inner - centred * along
+
     def _centred(self, vectors: Tensor) -> Tensor:
         return vectors - vectors.mean(-1, keepdim=True) if self.kind == "layer" else vectors
 
@@ -67,6 +80,15 @@ class Weights:
     def W_U(self) -> Float[Tensor, "d_model vocabulary"]:
         weight: Tensor = self._bridge.unembed.original_component.weight
         return weight.T
+
+    @torch.no_grad()
+    def mean_embedding(self) -> Float[Tensor, " d_model"]:
+        """What `embed` gives on average over the vocabulary, a scale of the family's included."""
+        embed = self._bridge.embed.original_component
+        _, vocabulary = self.W_U.shape
+        pieces = torch.chunk(torch.arange(vocabulary, device=self.W_U.device), -(-vocabulary // _TOGETHER))
+        total: Tensor = torch.stack([embed(tokens).double().sum(0) for tokens in pieces]).sum(0)
+        return (total / vocabulary).to(self.W_U.dtype)
 
     @property
     def b_U(self) -> Float[Tensor, " vocabulary"] | None:
@@ -98,6 +120,24 @@ class Weights:
             heads, bias = norm.linear(heads, scale[..., None, :]), norm.linear(bias, scale)
         multiplier = float(getattr(self._config, "residual_multiplier", 1.0))
         return heads * multiplier, bias * multiplier
+
+    def attention_norm(self, layer: int) -> Norm | None:
+        """The norm between the residual stream and attention; None in families that read the stream itself."""
+        return (
+            None
+            if self._behind(layer, "hook_attn_out", "attn") == "ln1"
+            else self._norm(self._bridge.blocks[layer].ln1)
+        )
+
+    def head_inputs(
+        self, layer: int, site: SiteName
+    ) -> tuple[Float[Tensor, "head d_head d_model"], Float[Tensor, "head d_head"] | None]:
+        """What makes `q`, `k` or `v` of what attention reads: W and b by head, by KV head for `k` and `v`."""
+        projection = getattr(self._bridge.blocks[layer].attn, site.value).original_component
+        weight: Tensor = projection.weight.T if isinstance(projection, Conv1D) else projection.weight
+        bias: Tensor | None = projection.bias
+        by_head = weight.reshape(-1, self._d_head, weight.shape[-1])
+        return by_head, None if bias is None else bias.reshape(-1, self._d_head)
 
     def attention_direction(
         self, layer: int, z: Float[Tensor, "head d_head"], direction: Float[Tensor, " d_model"]
@@ -133,7 +173,11 @@ class Weights:
     def values(self, layer: int, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch kv_head d_head"]:
         """The `v` that attention makes of its block's input: the input norm at its own scale, W_V and b_V."""
         block = self._bridge.blocks[layer]
-        normed = residual if self._norms_attention_out_only(layer) else block.ln1.original_component(residual)
+        normed = (
+            residual
+            if self._behind(layer, "hook_attn_out", "attn") == "ln1"
+            else block.ln1.original_component(residual)
+        )
         values: Tensor = block.attn.v.original_component(normed)
         return values.reshape(*values.shape[:-1], self._kv_heads, self._d_head)
 
@@ -165,20 +209,18 @@ class Weights:
     def _projection(self, layer: int) -> Any:
         return self._bridge.blocks[layer].attn.o.original_component
 
-    def _norms_attention_out_only(self, layer: int) -> bool:
-        """Whether the block's first norm stands behind attention, which reads the residual stream as it is."""
-        alias: str = self._bridge.blocks[layer].hook_aliases.get("hook_attn_out", "attn.hook_out")
-        return alias.startswith("ln1.")
-
     def _attention_post_norm(self, layer: int) -> Norm | None:
         return self._post_norm(layer, "hook_attn_out", "attn")
 
     def _post_norm(self, layer: int, hook: str, part: str) -> Norm | None:
         """The norm that the family puts between the output of a block's part and the residual stream."""
-        block = self._bridge.blocks[layer]
-        name = block.hook_aliases.get(hook, f"{part}.hook_out")
-        component, _, _ = name.partition(".")
-        return None if component == part else self._norm(getattr(block, component))
+        component = self._behind(layer, hook, part)
+        return None if component == part else self._norm(getattr(self._bridge.blocks[layer], component))
+
+    def _behind(self, layer: int, hook: str, part: str) -> str:
+        """The part of the block whose output is added to the residual stream: `part` itself, or a norm behind it."""
+        name: str = self._bridge.blocks[layer].hook_aliases.get(hook, f"{part}.hook_out")
+        return name.partition(".")[0]
 
     def _before_post_norm(
         self, norm: Norm | None, output: Float[Tensor, " d_model"], direction: Float[Tensor, " d_model"]

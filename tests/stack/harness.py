@@ -76,13 +76,13 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def launch(home: Path, log_file: Path, command: str = "up", **environment: str) -> "subprocess.Popen[bytes]":
+def launch(home: Path, log_file: Path, *command: str, **environment: str) -> "subprocess.Popen[bytes]":
     """Starts the launcher on `home`, its lines going to `log_file`; it dies with the thread that called this."""
     home.mkdir(parents=True, exist_ok=True)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("LENSD_")}
     with log_file.open("wb") as log:
         return subprocess.Popen(
-            dies_with_parent([sys.executable, "-m", "deploy.local", command]),
+            dies_with_parent([sys.executable, "-m", "deploy.local", *(command or ("up",))]),
             cwd=PROJECT_ROOT,
             env=inherited | {"LENSD_HOME": str(home), "LENSD_THREADS": "2"} | environment,
             stdin=subprocess.DEVNULL,

@@ -12,7 +12,7 @@ import pytest
 
 from services.adapters.embedded_valkey import free_port
 from tests.processes import eventually
-from tests.stack.harness import CHILDREN, RunningStack, all_end, end, launch, running_stack
+from tests.stack.harness import CHILDREN, RunningStack, all_end, end, launch, lend_prepared_models, running_stack
 
 WAIT_S = 90
 CLEAN = "When John and Mary went to the shops, John gave the bag to"
@@ -134,3 +134,17 @@ def test_without_a_terminal_the_first_key_is_in_a_private_file_and_works(home: P
         assert key_file.read_text().strip() not in stack.output
         client.headers["Authorization"] = f"Bearer {key_file.read_text().strip()}"
         assert client.get("/v1/models").status_code == httpx.codes.OK
+
+
+def test_a_command_runs_beside_a_stack_that_ends_with_it(home: Path, tmp_path: Path) -> None:
+    own, log = tmp_path / "home", tmp_path / "launcher.log"
+    lend_prepared_models(home, own)
+    asks = "import httpx, os, sys; answer = httpx.get(os.environ['LENSD_URL'] + '/v1/models', trust_env=False, "
+    asks += "headers={'Authorization': 'Bearer ' + os.environ['LENSD_KEY']}); print(answer.text); sys.exit(7)"
+    launcher = launch(own, log, "run", sys.executable, "-c", asks, LENSD_PORT=str(free_port()))
+    try:
+        assert launcher.wait(2 * WAIT_S) == 7
+    finally:
+        end(launcher)
+    assert '"smollm2-135m"' in log.read_text()
+    assert list((own / "run").glob("*.pid")) == []

@@ -6,6 +6,9 @@ from services.contracts.model import ModelFacts
 
 FLOAT_BYTES = 4
 
+GRADIENT_PASSES = 3
+"""What a forward and a backward pass cost together, in forward passes."""
+
 
 @dataclass(frozen=True)
 class Cost:

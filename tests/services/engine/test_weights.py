@@ -106,3 +106,36 @@ def test_a_norm_is_linear_at_a_held_scale(family: str, load_tiny: LoadTiny) -> N
     scale = norm.scale(one + other)
     torch.testing.assert_close(norm.linear(one + other, scale), norm.linear(one, scale) + norm.linear(other, scale))
     assert norm.kind == ("rms" if family == "llama" else "layer")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_head_inputs_make_q_k_and_v_of_what_attention_reads(
+    family: str, load_tiny: LoadTiny, engine: Engine, job: JobTicket
+) -> None:
+    model = load_tiny(family, torch.float64)
+    weights = Weights(model)
+    for layer in range(model.facts.layers):
+        stream = Capture(Site(SiteName.RESID_PRE, layer))
+        made = [Capture(Site(site, layer)) for site in (SiteName.Q, SiteName.K, SiteName.V)]
+        (outcome,) = engine.run(model, [Row(TOKENS, captures=(stream, *made))], job=job)
+        read = outcome.captures[stream].double()
+        norm = weights.attention_norm(layer)
+        if norm is not None:
+            read = norm.linear(read, norm.scale(read)) + (0.0 if norm.bias is None else norm.bias)
+        for capture in made:
+            W, b = weights.head_inputs(layer, capture.site.name)
+            by_head = torch.einsum("pm,hdm->phd", read, W) + (0.0 if b is None else b)
+            torch.testing.assert_close(by_head.float(), outcome.captures[capture], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_a_gradient_is_pulled_back_through_a_norm_as_autograd_does(family: str, load_tiny: LoadTiny) -> None:
+    model = load_tiny(family, torch.float64)
+    norm = Weights(model).attention_norm(1)
+    assert norm is not None
+    generator = torch.Generator().manual_seed(0)
+    at, gradient = torch.randn((2, 3, model.facts.d_model), generator=generator, dtype=torch.float64)
+    module = model.bridge.blocks[1].ln1.original_component
+    at.requires_grad_()
+    (expected,) = torch.autograd.grad(module(at), at, gradient)
+    torch.testing.assert_close(norm.pulled_back(gradient, at.detach()), expected)

@@ -1,0 +1,45 @@
+"""The catalogue's models in process: jobs run as a worker runs them, without the service around."""
+
+import json
+import os
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from services.catalogue.catalogue import model_folder, open_catalogue
+from services.catalogue.resolve import Limits, resolve
+from services.contracts.job import JobResult, JobSpec
+from services.engine.engine import Engine, EngineLimits
+from services.engine.ticket import JobTicket
+from services.methods.context import MethodContext
+from services.methods.registry import run_method
+from services.models.load import load_model
+
+_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
+
+
+class Laboratory:
+    """One model of the store that `LENSD_HOME` names; every job has an owner of its own, so nothing is known before."""
+
+    def __init__(self, model_id: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        home = Path(os.environ.get("LENSD_HOME", ".lensd")).resolve()
+        self.catalogue = open_catalogue(home)
+        facts = self.catalogue.model(model_id)
+        self.model = load_model(model_folder(home, model_id), facts, device=torch.device("cpu"), dtype=torch.float32)
+        self.engine = Engine(EngineLimits(threads=threads))
+        self._owners = count()
+
+    def run(self, body: dict[str, Any]) -> JobResult:
+        spec = _SPEC.validate_json(json.dumps({"model": self.model.facts.id, **body}))
+        context = MethodContext(
+            model=self.model,
+            engine=self.engine,
+            ticket=JobTicket("job", owner=str(next(self._owners))),
+            inputs=resolve(spec, self.catalogue, Limits()).inputs,
+            tokenizer=self.catalogue.tokenizer(spec.model),
+        )
+        return run_method(spec, context)
