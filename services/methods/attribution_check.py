@@ -96,19 +96,14 @@ def _candidates(
     grid: NodeGrid, effects: Float64[np.ndarray, "pair ..."], tasks: Sequence[Task], *, signed: bool
 ) -> Iterator[_Node]:
     """The grid's nodes that can have an effect in some pair."""
-    means = effects.mean(axis=0)
+    means, labels = effects.mean(axis=0), grid.labels or (None,)
+    can_differ = [any(_can_differ(label, task) for task in tasks) for label in labels]
     for cell in np.ndindex(means.shape):
         places = dict(zip(grid.dims, cell, strict=True))
-        label = None if grid.labels is None else grid.labels[places["position"]]
-        if any(_can_differ(label, task) for task in tasks):
-            yield _Node(
-                grid,
-                grid.layers[cell[0]],
-                places.get("head"),
-                label,
-                finite(float(means[cell]), "an estimated effect"),
-                signed,
-            )
+        position = places.get("position", 0)
+        if can_differ[position]:
+            estimated = finite(float(means[cell]), "an estimated effect")
+            yield _Node(grid, grid.layers[places["layer"]], places.get("head"), labels[position], estimated, signed)
 
 
 def _can_differ(label: int | str | None, task: Task) -> bool:
