@@ -46,7 +46,9 @@ induction-model: install ## train the shipped induction model again (minutes on 
 
 bench: prepare         ## measure speed against TransformerLens and SAELens; writes benchmarks/RESULTS.md (about 25 minutes)
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.edges
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.attribution
 	$(BIN)/python -m benchmarks.service
 
 ground-truth: prepare  ## hold the methods against exact runs on SmolLM2; writes benchmarks/GROUND_TRUTH.md (about 20 minutes)

@@ -89,6 +89,31 @@ class Reference:
         self.logits(tokens, {place: taker(place) for place in places})
         return taken
 
+    def gradients(
+        self,
+        tokens: Sequence[int],
+        places: Sequence[Place],
+        metric: Callable[[Logits], Tensor],
+        stopped: Sequence[Place] = (),
+    ) -> dict[Place, Tensor]:
+        """∂metric/∂activation [position, d] at `places`; no gradient passes the `stopped` places."""
+        leaves: dict[Place, Tensor] = {}
+
+        def tap(place: Place) -> Change:
+            def add(activation: Tensor) -> Tensor:
+                leaves[place] = torch.zeros_like(activation).requires_grad_()
+                tapped = activation + leaves[place]
+                return tapped.detach() if place in stopped else tapped
+
+            return add
+
+        with self._changed({place: tap(place) for place in (*places, *stopped)}):
+            value = metric(self.model(torch.tensor([list(tokens)])).logits[0])
+        found = torch.autograd.grad(
+            value, [leaves[place] for place in places], materialize_grads=True, allow_unused=True
+        )
+        return dict(zip(places, found, strict=True))
+
     def patched(
         self, target: Sequence[int], source: Sequence[int], place: Place, position: int | None, head: int | None
     ) -> Logits:

@@ -56,4 +56,17 @@ JOBS: Mapping[str, Mapping[str, Any]] = {
             {"site": "blocks.20.attn.hook_pattern", "head": 3},
         ],
     },
+    "logit_lens": {
+        "kind": "logit_lens",
+        "model": "smollm2-135m",
+        "examples": [{"prompt": _CLEAN, "answer": " Mary", "foil": " John"}],
+        "metric": {"type": "logit_diff"},
+    },
+    "attention": {
+        "kind": "attention",
+        "model": "smollm2-135m",
+        "prompts": [_CLEAN],
+        "patterns": [{"layer": 18, "head": 6}],
+        "random_tokens": {"sequences": 8, "length": 25, "seed": 0},
+    },
 }

@@ -5,17 +5,31 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from services.contracts.attribution_patching import AttributionPatching, AttributionPatchingOutcome
 from services.contracts.direct_logit_attribution import DirectLogitAttribution, DirectLogitOutcome
+from services.contracts.edge_attribution_patching import EdgeAttributionOutcome, EdgeAttributionPatching
 from services.contracts.errors import ErrorCode, Violation
+from services.contracts.gradient_x_input import GradientXInput, GradientXInputOutcome
 from services.contracts.inputs import Inputs
+from services.contracts.integrated_gradients import IntegratedGradients, IntegratedGradientsOutcome
 from services.contracts.metric import LogitDiff, Metric
 from services.contracts.model import ModelFacts
 from services.contracts.prompt import Example, Pair
 from services.contracts.result import Result
 from services.contracts.spec import Asked, Spec
 
-AttributionMethod = DirectLogitAttribution
-AttributionOutcome = DirectLogitOutcome
+AttributionMethod = Annotated[
+    DirectLogitAttribution | GradientXInput | IntegratedGradients | AttributionPatching | EdgeAttributionPatching,
+    Field(discriminator="type"),
+]
+AttributionOutcome = Annotated[
+    DirectLogitOutcome
+    | GradientXInputOutcome
+    | IntegratedGradientsOutcome
+    | AttributionPatchingOutcome
+    | EdgeAttributionOutcome,
+    Field(discriminator="type"),
+]
 
 
 class AttributionSpec(Spec):

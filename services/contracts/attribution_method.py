@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from services.contracts.base import Request
-from services.contracts.errors import Violation
+from services.contracts.errors import ErrorCode, Violation
 from services.contracts.inputs import Inputs
-from services.contracts.metric import Metric
+from services.contracts.metric import KlDivergence, Metric
 from services.contracts.model import ModelFacts
 
 
@@ -30,3 +30,10 @@ class AttributionMethodBase(Request):
         """What does not fit the inputs once they are read."""
         del inputs
         yield from ()
+
+
+def clean_gradient_violations(metric: Metric, instead: str) -> Iterator[Violation]:
+    """The divergence from the clean run, for a method that takes gradients at the clean run; `instead` follows it."""
+    if isinstance(metric, KlDivergence):
+        message = f"kl_divergence is least at the clean run, so its gradient there is zero: {instead}"
+        yield Violation("/metric/type", ErrorCode.UNSUPPORTED_METRIC, message)

@@ -2,19 +2,32 @@
 
 from services.contracts.ablation import AblationSpec
 from services.contracts.activations import ActivationsSpec
-from services.contracts.attribution import AttributionSpec
+from services.contracts.attention import AttentionSpec
+from services.contracts.attribution import AttributionResult, AttributionSpec
+from services.contracts.attribution_patching import AttributionPatching
+from services.contracts.direct_logit_attribution import DirectLogitAttribution
+from services.contracts.edge_attribution_patching import EdgeAttributionPatching
 from services.contracts.features import FeaturesSpec
+from services.contracts.gradient_x_input import GradientXInput
+from services.contracts.integrated_gradients import IntegratedGradients
 from services.contracts.intervention import InterventionSpec
 from services.contracts.job import JobResult, JobSpec
+from services.contracts.logit_lens import LogitLensSpec
 from services.contracts.patching import ActivationPatching, PatchingSpec
 from services.contracts.path_patching import PathPatching
 from services.methods import (
     ablation,
     activation_patching,
     activations,
+    attention,
+    attribution_patching,
     direct_logit_attribution,
+    edge_attribution_patching,
     features,
+    gradient_x_input,
+    integrated_gradients,
     intervention,
+    logit_lens,
     path_patching,
 )
 from services.methods.context import MethodContext
@@ -26,7 +39,7 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
         case PatchingSpec():
             return _run_patching(spec, context)
         case AttributionSpec():
-            return direct_logit_attribution.run(spec, context)
+            return _run_attribution(spec, context)
         case FeaturesSpec():
             return features.run(spec, context)
         case AblationSpec():
@@ -35,6 +48,24 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
             return intervention.run(spec, context)
         case ActivationsSpec():
             return activations.run(spec, context)
+        case LogitLensSpec():
+            return logit_lens.run(spec, context)
+        case AttentionSpec():
+            return attention.run(spec, context)
+
+
+def _run_attribution(spec: AttributionSpec, context: MethodContext) -> AttributionResult:
+    match spec.method:
+        case DirectLogitAttribution():
+            return direct_logit_attribution.run(spec, context)
+        case GradientXInput():
+            return gradient_x_input.run(spec, context)
+        case IntegratedGradients() as method:
+            return integrated_gradients.run(method, spec, context)
+        case AttributionPatching() as method:
+            return attribution_patching.run(method, spec, context)
+        case EdgeAttributionPatching() as method:
+            return edge_attribution_patching.run(method, spec, context)
 
 
 def _run_patching(spec: PatchingSpec, context: MethodContext) -> JobResult:

@@ -14,6 +14,33 @@ PairScalars = Float64[np.ndarray, " pair"]
 VANISHING = 1e-3
 
 
+class RunningMean:
+    """A mean, cell by cell, of arrays that come one after another and are not kept (Welford 1962)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: OneArray = np.zeros(())
+        self._squares: OneArray = np.zeros(())
+
+    def add(self, values: OneArray) -> None:
+        """One more array, of the shape that all of them have."""
+        self.count += 1
+        off = values - self.mean
+        self.mean = self.mean + off / self.count
+        self._squares = self._squares + off * (values - self.mean)
+
+    def standard_error(self) -> OneArray | None:
+        """Of the mean; None for a single array."""
+        return np.sqrt(self._squares / (self.count - 1) / self.count) if self.count > 1 else None
+
+    def estimate(self, dims: tuple[str, ...]) -> InlineTensor | Statistic:
+        """The mean; of more than one array, with its standard error."""
+        error, mean = self.standard_error(), InlineTensor.of(self.mean, dims)
+        if error is None:
+            return mean
+        return Statistic(mean=mean, standard_error=InlineTensor.of(error, dims), count=self.count)
+
+
 def estimate(values: PerPair, dims: tuple[str, ...]) -> InlineTensor | Statistic:
     """The mean over the first axis; with more than one pair, also the standard error of that mean."""
     count = len(values)

@@ -100,7 +100,7 @@ def test_a_hook_name_is_echoed_as_its_site_and_layer_and_may_be_asked_for_twice(
 
 
 def test_what_the_model_lacks_is_refused_with_a_pointer(laboratory: Laboratory) -> None:
-    sites = [
+    sites: list[dict[str, Any]] = [
         {"site": "resid_post", "layer": 3},
         {"site": "k", "layer": 0, "head": 2},
         {"site": "mlp_out", "layer": 0, "head": 0},
