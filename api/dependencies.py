@@ -37,10 +37,15 @@ class GatewayServices:
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process is asked to stop: whoever waits for a job then answers with what there is."""
     _reading: CapacityLimiter = field(init=False, default_factory=lambda: CapacityLimiter(_CONCURRENT_READS))
+    _drawing: CapacityLimiter = field(init=False, default_factory=lambda: CapacityLimiter(1))
 
     async def read(self, work: Callable[[], Answer]) -> Answer:
         """Parse, tokenise and check what a client sent: off the event loop, a few at a time."""
         return await anyio.to_thread.run_sync(work, limiter=self._reading)
+
+    async def draw(self, work: Callable[[], Answer]) -> Answer:
+        """Draw a picture: off the event loop, one at a time, since matplotlib is not made for several threads."""
+        return await anyio.to_thread.run_sync(work, limiter=self._drawing)
 
 
 async def _services(request: Request) -> GatewayServices:

@@ -21,28 +21,38 @@ Logits = Float64[Tensor, "position vocabulary"]
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a family keeps its parts: blocks, and within a block attention, its output projection, the MLP, and the
-    modules whose outputs are added to the residual stream."""
+    """Where a family keeps its parts: blocks, and within a block attention, its projections, and the modules whose
+    outputs are added to the residual stream. `inputs` names the projections to q, k and v, one each or one for all."""
 
     blocks: str
     attention: str
+    inputs: tuple[str, ...]
     projection: str
     adds_attention: str
     adds_mlp: str
     final_norm: str
 
 
-_MODERN = _Layout("model.layers", "self_attn", "o_proj", "self_attn", "mlp", "model.norm")
+_SPLIT = ("q_proj", "k_proj", "v_proj")
+_MODERN = _Layout("model.layers", "self_attn", _SPLIT, "o_proj", "self_attn", "mlp", "model.norm")
 _LAYOUTS = {
     "llama": _MODERN,
     "mistral": _MODERN,
     "qwen2": _MODERN,
     "qwen3": _MODERN,
     "gemma2": _Layout(
-        "model.layers", "self_attn", "o_proj", "post_attention_layernorm", "post_feedforward_layernorm", "model.norm"
+        "model.layers",
+        "self_attn",
+        _SPLIT,
+        "o_proj",
+        "post_attention_layernorm",
+        "post_feedforward_layernorm",
+        "model.norm",
     ),
-    "gpt2": _Layout("transformer.h", "attn", "c_proj", "attn", "mlp", "transformer.ln_f"),
-    "gpt_neox": _Layout("gpt_neox.layers", "attention", "dense", "attention", "mlp", "gpt_neox.final_layer_norm"),
+    "gpt2": _Layout("transformer.h", "attn", ("c_attn",), "c_proj", "attn", "mlp", "transformer.ln_f"),
+    "gpt_neox": _Layout(
+        "gpt_neox.layers", "attention", ("query_key_value",), "dense", "attention", "mlp", "gpt_neox.final_layer_norm"
+    ),
 }
 
 
@@ -124,20 +134,31 @@ class Reference:
         site, layer = place
         block = self.blocks[layer]
         match site:
-            case "resid_pre":
-                return block, True
-            case "resid_post":
-                return block, False
+            case "resid_pre" | "resid_post":
+                return block, site == "resid_pre"
             case "attn_out":
                 return block.get_submodule(self.layout.adds_attention), False
             case "mlp_out":
                 return block.get_submodule(self.layout.adds_mlp), False
             case "z":
                 return self.projection(layer), True
-            case "q" | "k" | "v":  # in families with a projection each
-                return block.get_submodule(f"{self.layout.attention}.{site}_proj"), False
+            case "mlp_in":
+                return block.get_submodule("mlp"), True
             case _:
-                raise ValueError(site)
+                own = self.layout.inputs["qkv".index(site) % len(self.layout.inputs)]
+                return block.get_submodule(f"{self.layout.attention}.{own}"), False
+
+    def columns(self, site: str, head: int) -> slice:
+        """Where one head's q, k, v or z lies in the activation of its site."""
+        width, part = self.d_head, "qkv".find(site)
+        match self.layout.inputs:
+            case ("c_attn",) if part >= 0:  # all queries, then all keys, then all values
+                first = part * self.model.config.hidden_size + head * width
+            case ("query_key_value",) if part >= 0:  # head after head, each with its query, key and value
+                first = (3 * head + part) * width
+            case _:
+                first = head * width
+        return slice(first, first + width)
 
     def projection(self, layer: int) -> Any:
         return self.blocks[layer].get_submodule(f"{self.layout.attention}.{self.layout.projection}")

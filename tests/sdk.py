@@ -14,12 +14,18 @@ import pytest
 from api.openapi import FILE
 
 PACKAGE = "lensd_client"
+CONFIG = """\
+post_hooks: []
+content_type_overrides:  # The generator does not know pictures: they are files.
+  image/svg+xml: application/octet-stream
+  image/png: application/octet-stream
+"""
 
 
 @contextmanager
 def generated_sdk(folder: Path) -> Iterator[ModuleType]:
     """The generated package, importable for the length of the block; generating it gives no warning."""
-    (folder / "config.yaml").write_text("post_hooks: []\n", encoding="utf-8")
+    (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
     generator = str(Path(sys.executable).with_name("openapi-python-client"))
     arguments = ["--path", str(FILE), "--output-path", "out", "--config", "config.yaml", "--fail-on-warning"]
     run = subprocess.run([generator, "generate", *arguments], cwd=folder, check=False, capture_output=True, text=True)

@@ -46,7 +46,12 @@ class JobQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     status: JobStatus | None = None
-    kind: Literal["patching", "attribution", "features"] | None = None
+    kind: (
+        Literal[
+            "patching", "attribution", "features", "activations", "intervention", "logit_lens", "ablation", "attention"
+        ]
+        | None
+    ) = None
     label: Annotated[str | None, Field(max_length=200)] = None
     cursor: Annotated[str | None, Field(max_length=500, description="As the previous page gave it.")] = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20

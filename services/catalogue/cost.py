@@ -6,14 +6,24 @@ on (all of it where the embedding changes), and its unpatched run once. What is 
 (unembedding, tokens' texts) is left out.
 """
 
+from services.catalogue.costs.ablation import ablation_cost
+from services.catalogue.costs.activations import activations_cost
+from services.catalogue.costs.attention import attention_cost
 from services.catalogue.costs.attribution import attribution_cost
 from services.catalogue.costs.cost import Cost
 from services.catalogue.costs.features import features_cost
+from services.catalogue.costs.intervention import intervention_cost
+from services.catalogue.costs.logit_lens import logit_lens_cost
 from services.catalogue.costs.patching import patching_cost
+from services.contracts.ablation import AblationSpec
+from services.contracts.activations import ActivationsSpec
+from services.contracts.attention import AttentionSpec
 from services.contracts.attribution import AttributionSpec
 from services.contracts.features import FeaturesSpec
 from services.contracts.inputs import Inputs
+from services.contracts.intervention import InterventionSpec
 from services.contracts.job import JobSpec
+from services.contracts.logit_lens import LogitLensSpec
 from services.contracts.model import ModelFacts
 from services.contracts.patching import PatchingSpec
 from services.contracts.sae import SaeFacts
@@ -28,6 +38,28 @@ def estimate(spec: JobSpec, inputs: Inputs, model: ModelFacts, sae: SaeFacts | N
             return patching_cost(spec, inputs, model)
         case AttributionSpec():
             return attribution_cost(spec, inputs, model)
+        case AblationSpec():
+            return ablation_cost(spec, inputs, model)
+        case InterventionSpec():
+            return intervention_cost(spec, inputs, model)
+        case _:
+            return _reading(spec, inputs, model, sae)
+
+
+def _reading(
+    spec: FeaturesSpec | ActivationsSpec | LogitLensSpec | AttentionSpec,
+    inputs: Inputs,
+    model: ModelFacts,
+    sae: SaeFacts | None,
+) -> Cost:
+    """Of what only looks at unpatched runs."""
+    match spec:
         case FeaturesSpec():
             assert sae is not None
             return features_cost(spec, inputs, sae)
+        case ActivationsSpec():
+            return activations_cost(spec, inputs, model)
+        case LogitLensSpec():
+            return logit_lens_cost(spec, inputs, model)
+        case AttentionSpec():
+            return attention_cost(spec, inputs, model)

@@ -112,6 +112,7 @@ class AttributionPair(Contract):
     tokens: PairTokens
     differing_positions: tuple[int, ...]
     baselines: Baselines
+    nodes: Annotated[tuple[NodeEffects, ...] | None, Field(description="The pair's own estimates.")] = None
 
 
 class CheckedNode(Contract):

@@ -57,6 +57,9 @@ class ErrorCode(StrEnum):
     RESULT_EXPIRED = "result_expired"
     RESULT_LOST = "result_lost"
     TENSOR_NOT_FOUND = "tensor_not_found"
+    UNKNOWN_EXAMPLE = "unknown_example"
+    NO_FIGURE = "no_figure"
+    FIGURE_TOO_LARGE = "figure_too_large"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     # Not now
     QUEUE_FULL = "queue_full"

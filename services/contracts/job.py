@@ -7,17 +7,44 @@ from typing import Annotated
 from pydantic import Field
 from typing_extensions import TypeAliasType
 
+from services.contracts.ablation import AblationResult, AblationSpec
+from services.contracts.activations import ActivationsResult, ActivationsSpec
+from services.contracts.attention import AttentionResult, AttentionSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.base import Contract
 from services.contracts.errors import ErrorCode
 from services.contracts.features import FeaturesResult, FeaturesSpec
+from services.contracts.intervention import InterventionResult, InterventionSpec
+from services.contracts.logit_lens import LogitLensResult, LogitLensSpec
 from services.contracts.patching import PatchingResult, PatchingSpec
 
 JobSpec = TypeAliasType(
-    "JobSpec", Annotated[PatchingSpec | AttributionSpec | FeaturesSpec, Field(discriminator="kind")]
+    "JobSpec",
+    Annotated[
+        PatchingSpec
+        | AttributionSpec
+        | FeaturesSpec
+        | ActivationsSpec
+        | InterventionSpec
+        | LogitLensSpec
+        | AblationSpec
+        | AttentionSpec,
+        Field(discriminator="kind"),
+    ],
 )
 JobResult = TypeAliasType(
-    "JobResult", Annotated[PatchingResult | AttributionResult | FeaturesResult, Field(discriminator="kind")]
+    "JobResult",
+    Annotated[
+        PatchingResult
+        | AttributionResult
+        | FeaturesResult
+        | ActivationsResult
+        | InterventionResult
+        | LogitLensResult
+        | AblationResult
+        | AttentionResult,
+        Field(discriminator="kind"),
+    ],
 )
 
 

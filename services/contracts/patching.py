@@ -10,6 +10,7 @@ from services.contracts.errors import Violation
 from services.contracts.inputs import Inputs
 from services.contracts.metric import LogitDiff, Metric
 from services.contracts.model import ModelFacts
+from services.contracts.path_patching import PathPatching
 from services.contracts.prompt import Pair
 from services.contracts.result import Baselines, PairTokens, Result
 from services.contracts.site import HEAD_SITES, SiteName
@@ -27,10 +28,15 @@ class ActivationPatching(Sweep):
     type: Literal["activation_patching"]
     mode: Literal["denoising", "noising"] = "denoising"
 
+    def input_violations(self, inputs: Inputs) -> Iterator[Violation]:
+        """Positions to sweep that some pair lacks, and sweeps over every position of pairs of different lengths."""
+        every = self.site not in HEAD_SITES
+        yield from position_violations(self.positions, inputs.pairs, "/method/positions", every=every)
+
 
 class PatchingSpec(Spec):
     kind: Literal["patching"]
-    method: ActivationPatching
+    method: Annotated[ActivationPatching | PathPatching, Field(discriminator="type")]
     pairs: Annotated[tuple[Pair, ...], Field(min_length=1, max_length=1_000)]
     metric: Metric = LogitDiff()
     per_pair: Annotated[bool, Field(description="Also report every pair's own effects.")] = False
@@ -39,13 +45,11 @@ class PatchingSpec(Spec):
         return Asked(pairs=self.pairs, metric=self.metric)
 
     def violations(self, facts: ModelFacts) -> Iterator[Violation]:
-        """What this model cannot do: layers and heads that do not exist, a site it lacks."""
+        """What this model cannot do: parts that do not exist, a site it lacks."""
         yield from self.method.violations(facts, "/method")
 
     def input_violations(self, inputs: Inputs) -> Iterator[Violation]:
-        """Positions to sweep that some pair lacks, and sweeps over every position of pairs of different lengths."""
-        every = self.method.site not in HEAD_SITES
-        yield from position_violations(self.method.positions, inputs.pairs, "/method/positions", every=every)
+        yield from self.method.input_violations(inputs)
 
 
 class PatchedPair(Contract):
@@ -58,14 +62,18 @@ class PatchedPair(Contract):
 class PatchingResult(Result):
     """`effects` = m(patched) − m(unpatched) in the metric's units; `normalized` = effect / (m(other) − m(unpatched)).
 
-    `layers`, `heads` and `positions` label the axes named in `dims`.
+    `layers`, `heads`, `senders` and `positions` label the axes named in `dims`. `site`, `layers` and `heads` are of
+    activation patching, `senders` and `receivers` of path patching.
     """
 
     kind: Literal["patching"] = "patching"
-    site: SiteName
+    method: Literal["activation_patching", "path_patching"] = "activation_patching"
+    site: SiteName | None = None
     mode: Literal["denoising", "noising"]
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
+    senders: tuple[str, ...] | None = None
+    receivers: tuple[str, ...] | None = None
     positions: tuple[int | str, ...] | None = None
     pairs: tuple[PatchedPair, ...]
     effects: Estimate

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from services.contracts.site import SiteName
+from services.engine.tail import Tail
 from services.models.load import LoadedModel
 
 _TOGETHER = 4_096
@@ -40,6 +41,12 @@ class Norm:
         """The part of the norm's output that `term` of its input makes, at a held scale: centring and gain, no bias."""
         return self._centred(term) / scale * self.gain.to(term)
 
+    def carried_back(
+        self, direction: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*#batch 1"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """What a term of the input is to be dotted with, for the product of its `linear` part with `direction`."""
+        return self._centred(direction * self.gain.to(direction)) / scale
+
     def pulled_back(
         self, gradient: Float[Tensor, "*batch d_model"], at: Float[Tensor, "*#batch d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
@@ -62,7 +69,9 @@ class Weights:
     def __init__(self, model: LoadedModel) -> None:
         self._bridge = model.bridge
         self._config: Any = model.bridge.original_model.config
+        self._tail = Tail(model)
         self._heads, self._d_head = model.facts.heads, model.facts.d_head
+        self._kv_heads = model.facts.kv_heads
         self.final_norm = self._norm(model.bridge.ln_final)
         self.logit_scale = 1.0 / float(getattr(self._config, "logits_scaling", 1.0))
         self.logit_soft_cap: float | None = getattr(self._config, "final_logit_softcapping", None)
@@ -114,7 +123,11 @@ class Weights:
 
     def attention_norm(self, layer: int) -> Norm | None:
         """The norm between the residual stream and attention; None in families that read the stream itself."""
-        return None if self._alias_of_attn_out(layer) == "ln1" else self._norm(self._bridge.blocks[layer].ln1)
+        return (
+            None
+            if self._behind(layer, "hook_attn_out", "attn") == "ln1"
+            else self._norm(self._bridge.blocks[layer].ln1)
+        )
 
     def head_inputs(
         self, layer: int, site: SiteName
@@ -126,6 +139,69 @@ class Weights:
         by_head = weight.reshape(-1, self._d_head, weight.shape[-1])
         return by_head, None if bias is None else bias.reshape(-1, self._d_head)
 
+    def attention_direction(
+        self, layer: int, z: Float[Tensor, "head d_head"], direction: Float[Tensor, " d_model"]
+    ) -> Float[Tensor, " d_model"]:
+        """`direction` in the residual stream, carried back to what the heads write before any post-norm.
+
+        The post-norm's scale is held at this run's `z`; the family's residual multiplier is in it.
+        """
+        b_o = self.b_O(layer)
+        output = torch.einsum("hd,hdm->m", z, self.W_O(layer).to(z)) + (0.0 if b_o is None else b_o.to(z))
+        return self._before_post_norm(self._attention_post_norm(layer), output, direction)
+
+    def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        projection = self._mlp_projection(layer)
+        weight: Tensor = projection.weight if isinstance(projection, Conv1D) else projection.weight.T
+        return weight
+
+    def b_out(self, layer: int) -> Float[Tensor, " d_model"] | None:
+        bias: Tensor | None = self._mlp_projection(layer).bias
+        return bias
+
+    def mlp_direction(
+        self, layer: int, mlp_post: Float[Tensor, " d_mlp"], direction: Float[Tensor, " d_model"]
+    ) -> Float[Tensor, " d_model"]:
+        """`direction` in the residual stream, carried back to what the neurons write before any post-norm.
+
+        The post-norm's scale is held at this run's `mlp_post`; the family's residual multiplier is in it.
+        """
+        b_out = self.b_out(layer)
+        output = mlp_post @ self.W_out(layer).to(mlp_post) + (0.0 if b_out is None else b_out.to(mlp_post))
+        return self._before_post_norm(self._post_norm(layer, "hook_mlp_out", "mlp"), output, direction)
+
+    def values(self, layer: int, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch kv_head d_head"]:
+        """The `v` that attention makes of its block's input: the input norm at its own scale, W_V and b_V."""
+        block = self._bridge.blocks[layer]
+        normed = (
+            residual
+            if self._behind(layer, "hook_attn_out", "attn") == "ln1"
+            else block.ln1.original_component(residual)
+        )
+        values: Tensor = block.attn.v.original_component(normed)
+        return values.reshape(*values.shape[:-1], self._kv_heads, self._d_head)
+
+    def attended_values(self, v: Float[Tensor, "*batch kv_head d_head"]) -> Float[Tensor, "*batch head d_head"]:
+        """What each head mixes by its pattern into `z`: its KV head's `v`, clipped where the family clips it."""
+        clip = getattr(self._config, "clip_qkv", None)
+        v = v if clip is None else v.clamp(-clip, clip)
+        return v.repeat_interleave(self._heads // self._kv_heads, dim=-2)
+
+    def lone_heads(self, layer: int, z: Float[Tensor, "*batch head d_head"]) -> Float[Tensor, "*batch head d_model"]:
+        """What each head would write on its own: through W_O and the post-norm at that head's own scale, no bias."""
+        heads = torch.einsum("...hd,hdm->...hm", z, self.W_O(layer).to(z))
+        norm = self._attention_post_norm(layer)
+        return heads if norm is None else norm.linear(heads, norm.scale(heads))
+
+    def normed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The final norm's output, its own scale and bias included."""
+        normed: Tensor = self._bridge.ln_final.original_component(residual)
+        return normed
+
+    def logits(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
+        """A residual stream read as if it were the last: final norm at its own scale, unembedding, scale, soft cap."""
+        return self._tail.logits(residual)
+
     def logit_directions(self, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
         """Rows of W_U^T for `tokens`, times `logit_scale`: dot products with the final norm's output give logits."""
         return self.W_U.T[tokens] * self.logit_scale
@@ -134,14 +210,26 @@ class Weights:
         return self._bridge.blocks[layer].attn.o.original_component
 
     def _attention_post_norm(self, layer: int) -> Norm | None:
-        """The norm that the family puts between attention's output and the residual stream."""
-        component = self._alias_of_attn_out(layer)
-        return None if component == "attn" else self._norm(getattr(self._bridge.blocks[layer], component))
+        return self._post_norm(layer, "hook_attn_out", "attn")
 
-    def _alias_of_attn_out(self, layer: int) -> str:
-        """The part of the block whose output is added to the residual stream for attention."""
-        name: str = self._bridge.blocks[layer].hook_aliases.get("hook_attn_out", "attn.hook_out")
+    def _post_norm(self, layer: int, hook: str, part: str) -> Norm | None:
+        """The norm that the family puts between the output of a block's part and the residual stream."""
+        component = self._behind(layer, hook, part)
+        return None if component == part else self._norm(getattr(self._bridge.blocks[layer], component))
+
+    def _behind(self, layer: int, hook: str, part: str) -> str:
+        """The part of the block whose output is added to the residual stream: `part` itself, or a norm behind it."""
+        name: str = self._bridge.blocks[layer].hook_aliases.get(hook, f"{part}.hook_out")
         return name.partition(".")[0]
+
+    def _before_post_norm(
+        self, norm: Norm | None, output: Float[Tensor, " d_model"], direction: Float[Tensor, " d_model"]
+    ) -> Float[Tensor, " d_model"]:
+        added = direction * float(getattr(self._config, "residual_multiplier", 1.0))
+        return added if norm is None else norm.carried_back(added, norm.scale(output))
+
+    def _mlp_projection(self, layer: int) -> Any:
+        return self._bridge.blocks[layer].mlp.out.original_component
 
     def _norm(self, component: Any) -> Norm:
         width, _ = self.W_U.shape

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -31,6 +32,7 @@ MAX_RECORD_DOCUMENT_BYTES = 4 * 1024
 MAX_ROOMY_DOCUMENT_BYTES = 64 * 1024
 
 _Node = dict[str, Any]
+_RESULT: TypeAdapter[JobResult] = TypeAdapter(JobResult)
 
 
 def store_result(blobs: Blobs, job_id: str, attempt: int, result: JobResult, *, roomy: bool = False) -> StoredResult:
@@ -67,15 +69,23 @@ def load_document(record: JobRecord, blobs: Blobs) -> bytes:
 
 def load_tensors(record: JobRecord, blobs: Blobs) -> dict[str, FloatArray]:
     """Every tensor of the result in its shape, inline or external, by name. Raises as `load_document`."""
-    stored = _stored(record)
-    try:
-        external = load(_get(blobs, record, stored.tensors_blob)) if stored.tensors_blob else {}
-    except SafetensorError as error:
-        raise _lost(record) from error
+    external = _external(record, blobs)
     return {
         name: external[name] if node["encoding"] == "external" else _inline(node)
         for name, node in _tensors(orjson.loads(load_document(record, blobs)))
     }
+
+
+def load_result(record: JobRecord, blobs: Blobs) -> JobResult:
+    """The result with every tensor inline. Raises as `load_document`."""
+    document = orjson.loads(load_document(record, blobs))
+    external = _external(record, blobs)
+    for name, node in list(_tensors(document)):
+        if node["encoding"] == "external":
+            for field in ("href", "nbytes", "sha256"):
+                del node[field]
+            node |= {"encoding": "inline", "values": external[name]}
+    return _RESULT.validate_python(document)
 
 
 def load_tensor(record: JobRecord, blobs: Blobs, name: str) -> bytes:
@@ -109,6 +119,14 @@ def _tensors(node: Any, path: str = "") -> Iterator[tuple[str, _Node]]:
 def _make_external(node: _Node, href: str) -> None:
     data = node.pop("values").tobytes()
     node |= {"encoding": "external", "href": href, "nbytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _external(record: JobRecord, blobs: Blobs) -> dict[str, FloatArray]:
+    stored = _stored(record)
+    try:
+        return load(_get(blobs, record, stored.tensors_blob)) if stored.tensors_blob else {}
+    except SafetensorError as error:
+        raise _lost(record) from error
 
 
 def _inline(node: _Node) -> FloatArray:

@@ -11,121 +11,52 @@ every position patched at once, or over [layer, head, position] when positions a
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-from jaxtyping import Float64
 
 from services.contracts.inputs import TokenizedPair
-from services.contracts.patching import PatchedPair, PatchingResult, PatchingSpec
-from services.contracts.result import Baselines, PairTokens
-from services.contracts.site import SiteName
+from services.contracts.patching import ActivationPatching, PatchingResult, PatchingSpec
 from services.contracts.sweep import index_of
-from services.contracts.tensor import InlineTensor
-from services.engine.row import FromRun, Intervention, Row, Site
+from services.engine.row import FromRun, Intervention, Row
 from services.methods.context import MethodContext
 from services.methods.metric import Measure, Reading, finite, measure
-from services.methods.statistics import estimate, ratio_of_means
+from services.methods.patched import PatchedRuns, report
+from services.methods.sweep import ROWS_AT_ONCE, Sweep, sweep_of
 
 VERSION = "1"
 
-ROWS_AT_ONCE = 8_192
-"""Pairs are run together up to about this many rows, so that a job's memory does not grow with its pairs."""
 
-Effects = Float64[np.ndarray, "..."]
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The cells of a sweep, in row-major order of its axes."""
-
-    site: SiteName
-    layers: tuple[int, ...] | None
-    heads: tuple[int, ...] | None
-    positions: tuple[int | str, ...] | None
-
-    @property
-    def dims(self) -> tuple[str, ...]:
-        axes = (("layer", self.layers), ("head", self.heads), ("position", self.positions))
-        return tuple(name for name, values in axes if values is not None)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(len(values) for values in (self.layers, self.heads, self.positions) if values is not None)
-
-    def interventions(self, pair: TokenizedPair, source: FromRun) -> Iterator[Intervention]:
-        """One per cell: that cell's activation becomes the other run's."""
-        for layer in self.layers or (None,):
-            for head in self.heads or (None,):
-                site = Site(self.site, layer, head)
-                for position in self.positions or (None,):
-                    positions = None if position is None else (index_of(position, pair),)
-                    yield Intervention(site, positions, "set", source)
-
-
-@dataclass(frozen=True)
-class Patched:
-    """One pair's numbers."""
-
-    clean: float
-    corrupted: float
-    effects: Effects
-
-
-def run(spec: PatchingSpec, context: MethodContext) -> PatchingResult:
+def run(spec: PatchingSpec, method: ActivationPatching, context: MethodContext) -> PatchingResult:
     """Sweep every pair. Effects are in the metric's units; positive means that patching raised the metric."""
-    sweep = _sweep(spec, context)
     pairs = context.inputs.pairs
-    at_once = max(1, ROWS_AT_ONCE // (int(np.prod(sweep.shape)) + 2))
+    sweep = sweep_of(method, context.model.facts, len(pairs[0].clean.ids))
+    at_once = max(1, ROWS_AT_ONCE // (sweep.size + 2))
     waiting = iter(pairs)
-    patched: list[Patched] = []
+    patched: list[PatchedRuns] = []
     while together := list(islice(waiting, at_once)):
         patched += _patch(together, sweep, spec, context)
-    effects = np.stack([pair.effects for pair in patched])
-    clean = np.array([pair.clean for pair in patched])
-    corrupted = np.array([pair.corrupted for pair in patched])
-    unpatched, other = (corrupted, clean) if spec.method.mode == "denoising" else (clean, corrupted)
-    normalized, meaningful = ratio_of_means(effects, other - unpatched, float(abs(unpatched.mean())), sweep.dims)
-    if not meaningful:
-        context.warnings.append(
-            f"normalized is null: clean and corrupted runs differ by {float((other - unpatched).mean()):.3g} in the "
-            "metric, too little to divide by"
-        )
+    reported = report(patched, sweep.dims, spec, context)
     return PatchingResult(
         site=sweep.site,
-        mode=spec.method.mode,
+        mode=method.mode,
         layers=sweep.layers,
         heads=sweep.heads,
         positions=sweep.positions,
-        pairs=tuple(_reported(pair, numbers, sweep, spec) for pair, numbers in zip(pairs, patched, strict=True)),
-        effects=estimate(effects, sweep.dims),
-        normalized=normalized,
+        pairs=reported.pairs,
+        effects=reported.effects,
+        normalized=reported.normalized,
         warnings=tuple(context.warnings),
         provenance=context.provenance("activation_patching", VERSION),
         usage=context.usage(),
     )
 
 
-def _sweep(spec: PatchingSpec, context: MethodContext) -> Sweep:
-    facts, method = context.model.facts, spec.method
-    length = len(context.inputs.pairs[0].clean.ids)
-    return Sweep(
-        site=SiteName(method.site),
-        layers=method.swept_layers(facts),
-        heads=method.swept_heads(facts),
-        positions=method.swept_positions(length),
-    )
-
-
-def _patch(pairs: list[TokenizedPair], sweep: Sweep, spec: PatchingSpec, context: MethodContext) -> list[Patched]:
+def _patch(pairs: list[TokenizedPair], sweep: Sweep, spec: PatchingSpec, context: MethodContext) -> list[PatchedRuns]:
     measures = [measure(spec.metric, pair, context.inputs) for pair in pairs]
     rows = [row for pair, measured in zip(pairs, measures, strict=True) for row in _rows(pair, measured, sweep, spec)]
     readings = (outcome.values() for outcome in context.run(rows))
-    return [
-        _read(measured, [next(readings) for _ in range(2 + int(np.prod(sweep.shape)))], sweep, spec)
-        for measured in measures
-    ]
+    return [_read(measured, [next(readings) for _ in range(2 + sweep.size)], sweep, spec) for measured in measures]
 
 
 def _rows(pair: TokenizedPair, measured: Measure, sweep: Sweep, spec: PatchingSpec) -> Iterator[Row]:
@@ -134,23 +65,15 @@ def _rows(pair: TokenizedPair, measured: Measure, sweep: Sweep, spec: PatchingSp
     yield Row(clean, readout=measured.readout)
     yield Row(corrupted, readout=measured.readout)
     target, source = (corrupted, clean) if spec.method.mode == "denoising" else (clean, corrupted)
-    for intervention in sweep.interventions(pair, FromRun(source)):
-        yield Row(target, (intervention,), readout=measured.readout)
+    for cell in sweep.cells():
+        positions = None if cell.position is None else (index_of(cell.position, pair),)
+        yield Row(target, (Intervention(cell.site, positions, "set", FromRun(source)),), readout=measured.readout)
 
 
-def _read(measured: Measure, readings: list[Reading], sweep: Sweep, spec: PatchingSpec) -> Patched:
+def _read(measured: Measure, readings: list[Reading], sweep: Sweep, spec: PatchingSpec) -> PatchedRuns:
     """Numbers from the readings, which come in the order of `_rows`."""
     clean, corrupted, *cells = [measured.value(reading) for reading in readings]
     finite(clean, "the metric on the clean run")
     finite(corrupted, "the metric on the corrupted run")
     unpatched = corrupted if spec.method.mode == "denoising" else clean
-    return Patched(clean, corrupted, np.array(cells).reshape(sweep.shape) - unpatched)
-
-
-def _reported(pair: TokenizedPair, numbers: Patched, sweep: Sweep, spec: PatchingSpec) -> PatchedPair:
-    return PatchedPair(
-        tokens=PairTokens(clean=pair.clean, corrupted=pair.corrupted),
-        differing_positions=pair.differing,
-        baselines=Baselines(clean=numbers.clean, corrupted=numbers.corrupted),
-        effects=InlineTensor.of(numbers.effects, sweep.dims) if spec.per_pair else None,
-    )
+    return PatchedRuns(clean, corrupted, np.array(cells).reshape(sweep.shape) - unpatched)

@@ -66,10 +66,10 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class TwoRuns:
-    """What a task's two unpatched runs say: the metric of both, and by place
+    """What a task's two unpatched runs say.
 
-    `differences` source − target activations `[position, …]`, `gradients` of the metric in the target run, and
-    `activations` of the target run where AtP* needs them.
+    `differences` are source − target activations, `gradients` the metric's in the target run, and `activations` the
+    target run's own, where AtP* needs them; all positions of each.
     """
 
     target_metric: float

@@ -55,10 +55,8 @@ def run(method: AttributionPatching, spec: AttributionSpec, context: MethodConte
         attribution=AttributionPatchingOutcome(
             variant=method.variant,
             mode=method.mode,
-            nodes=tuple(
-                _reported(grid, values, method) for grid, values in zip(found.grids, found.effects, strict=True)
-            ),
-            pairs=tuple(_pair(task, of_pair) for task, of_pair in zip(found.tasks, found.baselines, strict=True)),
+            nodes=_reported(found, method),
+            pairs=tuple(_pair(found, index, method, spec) for index in range(len(found.tasks))),
             check=check(method, found.tasks, found.grids, found.effects, context),
         ),
         warnings=tuple(context.warnings),
@@ -158,18 +156,26 @@ def _baselines(both: TwoRuns, method: AttributionPatching) -> Baselines:
     return Baselines(clean=clean, corrupted=corrupted)
 
 
-def _reported(grid: NodeGrid, effects: Effects, method: AttributionPatching) -> NodeEffects:
-    return NodeEffects(
-        site=grid.site,
-        layers=grid.layers,
-        heads=grid.heads,
-        positions=grid.labels,
-        signed=not (method.drops_gradients() and grid.site in method.gradient_nodes()),
-        effects=estimate(effects, grid.dims),
+def _reported(found: Estimates, method: AttributionPatching, pairs: slice = slice(None)) -> tuple[NodeEffects, ...]:
+    """Every grid's effects over `pairs`."""
+    return tuple(
+        NodeEffects(
+            site=grid.site,
+            layers=grid.layers,
+            heads=grid.heads,
+            positions=grid.labels,
+            signed=not (method.drops_gradients() and grid.site in method.gradient_nodes()),
+            effects=estimate(effects[pairs], grid.dims),
+        )
+        for grid, effects in zip(found.grids, found.effects, strict=True)
     )
 
 
-def _pair(task: Task, baselines: Baselines) -> AttributionPair:
-    pair = task.pair
-    tokens = PairTokens(clean=pair.clean, corrupted=pair.corrupted)
-    return AttributionPair(tokens=tokens, differing_positions=pair.differing, baselines=baselines)
+def _pair(found: Estimates, index: int, method: AttributionPatching, spec: AttributionSpec) -> AttributionPair:
+    pair = found.tasks[index].pair
+    return AttributionPair(
+        tokens=PairTokens(clean=pair.clean, corrupted=pair.corrupted),
+        differing_positions=pair.differing,
+        baselines=found.baselines[index],
+        nodes=_reported(found, method, slice(index, index + 1)) if spec.per_example else None,
+    )

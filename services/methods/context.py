@@ -13,7 +13,7 @@ from services.contracts.sae import SaeFacts
 from services.engine.engine import Engine
 from services.engine.outcome import Execution, Outcome
 from services.engine.row import Row
-from services.engine.ticket import JobTicket
+from services.engine.ticket import JobCancelled, JobTicket
 from services.engine.weights import Weights
 from services.models.load import LoadedModel
 from services.saes.sae import Sae
@@ -55,10 +55,16 @@ class MethodContext:
             self._execution = "whole"
         return outcomes
 
+    def charge(self, token_layers: int, seconds: float) -> None:
+        """Book work done outside the engine; raises JobCancelled when the job has been cancelled meanwhile."""
+        self.ticket.charge(rows=0, token_layers=float(token_layers), seconds=seconds)
+        if self.ticket.cancelled():
+            raise JobCancelled
+
     def weights(self) -> Weights:
         return Weights(self.model)
 
-    def provenance(self, method: str, method_version: str) -> Provenance:
+    def provenance(self, method: str, method_version: str, seed: int | None = None) -> Provenance:
         """Where this job's numbers come from; call it after the last row has run."""
         facts = self.model.facts
         sae = SaeProvenance(id=self.sae.facts.id, sha256=self.sae.facts.sha256) if self.sae else None
@@ -74,6 +80,7 @@ class MethodContext:
             method=method,
             method_version=method_version,
             execution=self._execution,
+            seed=seed,
             versions=installed_versions(),
         )
 

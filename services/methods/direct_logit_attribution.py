@@ -7,187 +7,128 @@ Framework for Transformer Circuits").
 3. a term is its component's output, centred where the norm centres, times the norm's gain, dotted with the metric's
    direction W_U[answer] (− W_U[foil]); biases of the final norm and of the unembedding are terms of their own;
 4. where a model is attention alone, its MLPs' terms are zero;
-5. the terms must add up to the metric, read independently from the logits before any soft cap.
+5. the terms must add up to the metric, read independently from the logits before any soft cap;
+6. when asked: the same terms at every position, heads' terms by source token, MLPs' terms by neuron.
 """
 
-import math
-from dataclasses import dataclass
-
-import numpy as np
-import torch
-from jaxtyping import Float, Float64
-from torch import Tensor
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from services.contracts.attribution import AttributionResult, AttributionSpec
-from services.contracts.direct_logit_attribution import AttributedExample, DirectLogitOutcome, DirectLogitTerms
+from services.contracts.direct_logit_attribution import AttributedExample, DirectLogitAttribution, DirectLogitOutcome
 from services.contracts.inputs import TokenizedExample
-from services.contracts.metric import LogitDiff
 from services.contracts.site import SiteName
 from services.engine.outcome import Outcome
-from services.engine.readout import TokenLogits
 from services.engine.row import Capture, Row, Site
 from services.engine.weights import Weights
 from services.methods.context import MethodContext
-from services.methods.metric import finite
-from services.methods.statistics import estimate
+from services.methods.direct_logit_details import by_neuron, by_source, strongest
+from services.methods.direct_logit_terms import Aim, MeanTerms, Terms, aim, metric_of, reported, taken_of, terms_of
+from services.methods.grouping import together
+from services.methods.statistics import RunningMean
 
-VERSION = "1"
+VERSION = "2"
 
 TOLERANCE = 1e-4
 """Of the sum of the terms' magnitudes: how far their sum may be from the metric in float32."""
 
-Direction = Float[Tensor, " d_model"]
+TOKENS_AT_ONCE = 2_048
 
 
-@dataclass(frozen=True)
-class Terms:
-    """One example's terms, in logits before any soft cap."""
+@dataclass
+class Found:
+    """What is kept of the examples: each one's reported part, and running means of the rest."""
 
-    metric: float
-    embedding: Float64[np.ndarray, ""]
-    heads: Float64[np.ndarray, "layer head"]
-    attention_bias: Float64[np.ndarray, " layer"]
-    mlps: Float64[np.ndarray, " layer"]
-    final_norm_bias: Float64[np.ndarray, ""]
-    unembedding_bias: Float64[np.ndarray, ""]
+    examples: list[AttributedExample] = field(default_factory=list)
+    terms: MeanTerms = field(default_factory=MeanTerms)
+    by_position: MeanTerms = field(default_factory=lambda: MeanTerms(("position",)))
+    by_source: RunningMean = field(default_factory=RunningMean)
+    neurons: RunningMean = field(default_factory=RunningMean)
+    worst_gap: float = 0.0
 
-    def arrays(self) -> tuple[Float64[np.ndarray, "..."], ...]:
-        biases = (self.attention_bias, self.final_norm_bias, self.unembedding_bias)
-        return (self.embedding, self.heads, self.mlps, *biases)
-
-    @property
-    def sum(self) -> float:
-        return float(sum(array.sum() for array in self.arrays()))
-
-    @property
-    def magnitude(self) -> float:
-        return float(sum(np.abs(array).sum() for array in self.arrays()))
+    def reported(self, method: DirectLogitAttribution) -> DirectLogitOutcome:
+        return DirectLogitOutcome(
+            examples=tuple(self.examples),
+            terms=self.terms.reported(),
+            by_position=self.by_position.reported() if method.by_position else None,
+            by_source=self.by_source.estimate(("layer", "head", "source")) if method.by_source else None,
+            neurons=tuple(strongest(self.neurons, method.neurons)) if method.neurons else (),
+        )
 
 
 def run(spec: AttributionSpec, context: MethodContext) -> AttributionResult:
     """Attribute every example; a positive term raises the metric. Over many examples, means with standard errors."""
-    examples = context.inputs.examples
-    facts = context.model.facts
-    rows = [_row(example, spec, facts.layers, has_mlps=facts.d_mlp > 0) for example in examples]
-    outcomes = context.run(rows)
-    weights = context.weights()
-    all_terms = [
-        _terms(row, outcome, _direction(example, spec, weights), _bias(example, spec, weights), weights)
-        for example, row, outcome in zip(examples, rows, outcomes, strict=True)
-    ]
-    _warn_of_gaps(all_terms, context)
-    outcome = DirectLogitOutcome(
-        examples=tuple(
-            AttributedExample(
-                tokens=example.prompt,
-                metric=terms.metric,
-                sum_of_terms=terms.sum,
-                gap=abs(terms.metric - terms.sum),
-                terms=_reported([terms]) if spec.per_example else None,
-            )
-            for example, terms in zip(examples, all_terms, strict=True)
-        ),
-        terms=_reported(all_terms),
-    )
+    assert isinstance(spec.method, DirectLogitAttribution)
+    work = _Work(spec, spec.method, context, context.weights())
+    found = Found()
+    for examples in together(context.inputs.examples, lambda example: len(example.prompt.ids), TOKENS_AT_ONCE):
+        aims = [aim(example, spec.metric, work.weights) for example in examples]
+        rows = [work.row(example, aimed) for example, aimed in zip(examples, aims, strict=True)]
+        for example, aimed, row, outcome in zip(examples, aims, rows, context.run(rows), strict=True):
+            work.attribute(example, aimed, row, outcome, found)
+    if found.worst_gap > TOLERANCE:
+        context.warnings.append(
+            f"the terms miss the metric by up to {found.worst_gap:.2g} of the sum of their magnitudes (expected at "
+            f"most {TOLERANCE:g}): {context.model.dtype} may be too coarse for this model"
+        )
     return AttributionResult(
-        attribution=outcome,
+        attribution=found.reported(spec.method),
         warnings=tuple(context.warnings),
         provenance=context.provenance("direct_logit_attribution", VERSION),
         usage=context.usage(),
     )
 
 
-def _row(example: TokenizedExample, spec: AttributionSpec, layers: int, *, has_mlps: bool) -> Row:
-    at = (_position(example),)
-    written = (SiteName.Z, SiteName.MLP_OUT) if has_mlps else (SiteName.Z,)
-    captures = [Capture(Site(SiteName.RESID_PRE, 0), at), Capture(Site(SiteName.RESID_POST, layers - 1), at)]
-    for layer in range(layers):
-        captures += [Capture(Site(site, layer), at) for site in written]
-    return Row(example.prompt.ids, captures=tuple(captures), readout=TokenLogits(at[0], _tokens(example, spec)))
+@dataclass(frozen=True, eq=False)
+class _Work:
+    spec: AttributionSpec
+    method: DirectLogitAttribution
+    context: MethodContext
+    weights: Weights
 
+    def row(self, example: TokenizedExample, aimed: Aim) -> Row:
+        captures = tuple(self._captures(aimed.position))
+        return Row(example.prompt.ids, captures=captures, readout=aimed.readout)
 
-def _terms(row: Row, outcome: Outcome, direction: Direction, bias: float, weights: Weights) -> Terms:
-    taken = {(capture.site.name, capture.site.layer): outcome.captures[capture][0] for capture in row.captures}
-    layers = 1 + max(layer for _, layer in taken if layer is not None)
-    final = taken[SiteName.RESID_POST, layers - 1].to(direction)
-    scale = weights.final_norm.scale(final)
+    def _captures(self, position: int) -> Iterator[Capture]:
+        facts, at = self.context.model.facts, (position,)
+        positions = None if self.method.by_position else at
+        yield Capture(Site(SiteName.RESID_PRE, 0), positions)
+        yield Capture(Site(SiteName.RESID_POST, facts.layers - 1), positions)
+        for layer in range(facts.layers):
+            yield Capture(Site(SiteName.Z, layer), positions)
+            if facts.d_mlp > 0:
+                yield Capture(Site(SiteName.MLP_OUT, layer), positions)
+            if self.method.by_source:
+                yield Capture(Site(SiteName.PATTERN, layer), at)
+                yield Capture(Site(SiteName.V, layer))
+            if self.method.neurons:
+                yield Capture(Site(SiteName.MLP_POST, layer), at)
 
-    def written(term: Float[Tensor, "*term d_model"]) -> Float64[np.ndarray, "*term"]:
-        logits = weights.final_norm.linear(term.to(direction), scale) @ direction
-        return logits.double().cpu().numpy()
+    def attribute(self, example: TokenizedExample, aimed: Aim, row: Row, outcome: Outcome, found: Found) -> None:
+        """Add one example to what was found."""
+        weights, layers = self.weights, self.context.model.facts.layers
+        taken = taken_of(row, outcome, aimed.direction)
+        everywhere = terms_of(taken, layers, aimed, weights)
+        at = aimed.position if self.method.by_position else 0
+        terms, metric = everywhere.at(at), metric_of(outcome, weights)
+        found.terms.add(terms)
+        found.examples.append(self._reported(example, metric, terms))
+        found.worst_gap = max(found.worst_gap, abs(metric - terms.sum) / max(terms.magnitude, 1e-30))
+        if self.method.by_position:
+            found.by_position.add(everywhere)
+        final = taken[SiteName.RESID_POST, layers - 1][at]
+        before_norm = weights.final_norm.carried_back(aimed.direction, weights.final_norm.scale(final))
+        if self.method.by_source:
+            found.by_source.add(by_source(taken, at, layers, before_norm, weights))
+        if self.method.neurons:
+            found.neurons.add(by_neuron(taken, layers, before_norm, weights))
 
-    heads = [weights.head_terms(layer, taken[SiteName.Z, layer].to(direction)) for layer in range(layers)]
-    norm_bias = weights.final_norm.bias
-    return Terms(
-        metric=_metric(outcome, weights),
-        embedding=written(taken[SiteName.RESID_PRE, 0]),
-        heads=np.stack([written(by_head) for by_head, _ in heads]),
-        attention_bias=np.stack([written(of_bias) for _, of_bias in heads]),
-        mlps=np.array(
-            [
-                written(taken[SiteName.MLP_OUT, layer]) if (SiteName.MLP_OUT, layer) in taken else 0.0
-                for layer in range(layers)
-            ]
-        ),
-        final_norm_bias=np.array(0.0 if norm_bias is None else float(norm_bias @ direction)),
-        unembedding_bias=np.array(bias),
-    )
-
-
-def _metric(outcome: Outcome, weights: Weights) -> float:
-    """The metric as the run itself gives it, a final soft cap undone."""
-    logits = [_uncapped(float(logit), weights.logit_soft_cap) for logit in outcome.values()]
-    return finite(logits[0] - sum(logits[1:]), "the metric before the soft cap")
-
-
-def _uncapped(logit: float, cap: float | None) -> float:
-    """What the cap was given; infinite where it is saturated and that cannot be told any more."""
-    if cap is None:
-        return logit
-    return cap * math.atanh(logit / cap) if abs(logit) < cap else math.copysign(math.inf, logit)
-
-
-def _direction(example: TokenizedExample, spec: AttributionSpec, weights: Weights) -> Direction:
-    directions = weights.logit_directions(torch.tensor(_tokens(example, spec)))
-    return directions[0] - directions[1:].sum(dim=0)
-
-
-def _bias(example: TokenizedExample, spec: AttributionSpec, weights: Weights) -> float:
-    if weights.b_U is None:
-        return 0.0
-    biases = [float(weights.b_U[token]) * weights.logit_scale for token in _tokens(example, spec)]
-    return biases[0] - sum(biases[1:])
-
-
-def _tokens(example: TokenizedExample, spec: AttributionSpec) -> tuple[int, ...]:
-    """The answer, and the foil where the metric has one."""
-    assert example.answer is not None
-    if not isinstance(spec.metric, LogitDiff):
-        return (example.answer,)
-    assert example.foil is not None
-    return (example.answer, example.foil)
-
-
-def _position(example: TokenizedExample) -> int:
-    assert example.metric_position is not None
-    return example.metric_position
-
-
-def _warn_of_gaps(all_terms: list[Terms], context: MethodContext) -> None:
-    worst = max(abs(terms.metric - terms.sum) / max(terms.magnitude, 1e-30) for terms in all_terms)
-    if worst > TOLERANCE:
-        context.warnings.append(
-            f"the terms miss the metric by up to {worst:.2g} of the sum of their magnitudes (expected at most "
-            f"{TOLERANCE:g}): {context.model.dtype} may be too coarse for this model"
+    def _reported(self, example: TokenizedExample, metric: float, terms: Terms) -> AttributedExample:
+        return AttributedExample(
+            tokens=example.prompt,
+            metric=metric,
+            sum_of_terms=terms.sum,
+            gap=abs(metric - terms.sum),
+            terms=reported(terms) if self.spec.per_example else None,
         )
-
-
-def _reported(all_terms: list[Terms]) -> DirectLogitTerms:
-    return DirectLogitTerms(
-        embedding=estimate(np.stack([terms.embedding for terms in all_terms]), ()),
-        heads=estimate(np.stack([terms.heads for terms in all_terms]), ("layer", "head")),
-        attention_bias=estimate(np.stack([terms.attention_bias for terms in all_terms]), ("layer",)),
-        mlps=estimate(np.stack([terms.mlps for terms in all_terms]), ("layer",)),
-        final_norm_bias=estimate(np.stack([terms.final_norm_bias for terms in all_terms]), ()),
-        unembedding_bias=estimate(np.stack([terms.unembedding_bias for terms in all_terms]), ()),
-    )

@@ -83,7 +83,7 @@ def run(
     facts = context.model.facts
     edges = Edges(Graph.of(facts), context.weights())
     there = edges.graph.edges()
-    mean = RunningMean(there.shape)
+    mean = RunningMean()
     pairs = []
     for ends, scores in _scored(method, spec, edges, context, bytes_at_once):
         scores[~there] = np.nan

@@ -1,5 +1,8 @@
 """Which file runs which specification: the one place where a new analysis is registered."""
 
+from services.contracts.ablation import AblationSpec
+from services.contracts.activations import ActivationsSpec
+from services.contracts.attention import AttentionSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
@@ -7,16 +10,25 @@ from services.contracts.edge_attribution_patching import EdgeAttributionPatching
 from services.contracts.features import FeaturesSpec
 from services.contracts.gradient_x_input import GradientXInput
 from services.contracts.integrated_gradients import IntegratedGradients
+from services.contracts.intervention import InterventionSpec
 from services.contracts.job import JobResult, JobSpec
-from services.contracts.patching import PatchingSpec
+from services.contracts.logit_lens import LogitLensSpec
+from services.contracts.patching import ActivationPatching, PatchingSpec
+from services.contracts.path_patching import PathPatching
 from services.methods import (
+    ablation,
     activation_patching,
+    activations,
+    attention,
     attribution_patching,
     direct_logit_attribution,
     edge_attribution_patching,
     features,
     gradient_x_input,
     integrated_gradients,
+    intervention,
+    logit_lens,
+    path_patching,
 )
 from services.methods.context import MethodContext
 
@@ -25,11 +37,21 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
     """Run a specification's analysis."""
     match spec:
         case PatchingSpec():
-            return activation_patching.run(spec, context)
+            return _run_patching(spec, context)
         case AttributionSpec():
             return _run_attribution(spec, context)
         case FeaturesSpec():
             return features.run(spec, context)
+        case AblationSpec():
+            return ablation.run(spec, context)
+        case InterventionSpec():
+            return intervention.run(spec, context)
+        case ActivationsSpec():
+            return activations.run(spec, context)
+        case LogitLensSpec():
+            return logit_lens.run(spec, context)
+        case AttentionSpec():
+            return attention.run(spec, context)
 
 
 def _run_attribution(spec: AttributionSpec, context: MethodContext) -> AttributionResult:
@@ -44,3 +66,11 @@ def _run_attribution(spec: AttributionSpec, context: MethodContext) -> Attributi
             return attribution_patching.run(method, spec, context)
         case EdgeAttributionPatching() as method:
             return edge_attribution_patching.run(method, spec, context)
+
+
+def _run_patching(spec: PatchingSpec, context: MethodContext) -> JobResult:
+    match spec.method:
+        case ActivationPatching() as method:
+            return activation_patching.run(spec, method, context)
+        case PathPatching() as method:
+            return path_patching.run(spec, method, context)

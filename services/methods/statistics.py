@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float64
 
-from services.contracts.tensor import InlineTensor, Statistic
+from services.contracts.tensor import InlineTensor, ScalarStatistic, Statistic
 
 Array = npt.NDArray[np.float64]
 PerPair = Float64[np.ndarray, "pair ..."]
@@ -12,6 +12,33 @@ OneArray = Float64[np.ndarray, "..."]
 PairScalars = Float64[np.ndarray, " pair"]
 
 VANISHING = 1e-3
+
+
+class RunningMean:
+    """A mean, cell by cell, of arrays that come one after another and are not kept (Welford 1962)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: OneArray = np.zeros(())
+        self._squares: OneArray = np.zeros(())
+
+    def add(self, values: OneArray) -> None:
+        """One more array, of the shape that all of them have."""
+        self.count += 1
+        off = values - self.mean
+        self.mean = self.mean + off / self.count
+        self._squares = self._squares + off * (values - self.mean)
+
+    def standard_error(self) -> OneArray | None:
+        """Of the mean; None for a single array."""
+        return np.sqrt(self._squares / (self.count - 1) / self.count) if self.count > 1 else None
+
+    def estimate(self, dims: tuple[str, ...]) -> InlineTensor | Statistic:
+        """The mean; of more than one array, with its standard error."""
+        error, mean = self.standard_error(), InlineTensor.of(self.mean, dims)
+        if error is None:
+            return mean
+        return Statistic(mean=mean, standard_error=InlineTensor.of(error, dims), count=self.count)
 
 
 def estimate(values: PerPair, dims: tuple[str, ...]) -> InlineTensor | Statistic:
@@ -23,6 +50,13 @@ def estimate(values: PerPair, dims: tuple[str, ...]) -> InlineTensor | Statistic
     return Statistic(
         mean=InlineTensor.of(values.mean(axis=0), dims), standard_error=InlineTensor.of(error, dims), count=count
     )
+
+
+def scalar_estimate(values: PairScalars) -> ScalarStatistic:
+    """The mean over examples or pairs; with more than one, also the standard error of that mean."""
+    count = len(values)
+    error = float(values.std(ddof=1) / np.sqrt(count)) if count > 1 else None
+    return ScalarStatistic(mean=float(values.mean()), standard_error=error, count=count)
 
 
 def ratio_of_means(
@@ -43,30 +77,3 @@ def ratio_of_means(
     error = np.sqrt((residuals**2).sum(axis=0) / (count - 1) / count) / abs(denominator) if meaningful else ratio
     mean, standard_error = InlineTensor.of(ratio, dims), InlineTensor.of(error, dims)
     return Statistic(mean=mean, standard_error=standard_error, count=count), meaningful
-
-
-class RunningMean:
-    """The mean of arrays that come one after another, and its standard error, without keeping them (Welford 1962)."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.count = 0
-        self.mean: Array = np.zeros(shape)
-        self._squares: Array = np.zeros(shape)
-
-    def add(self, values: OneArray) -> None:
-        self.count += 1
-        difference = values - self.mean
-        self.mean = self.mean + difference / self.count
-        self._squares = self._squares + difference * (values - self.mean)
-
-    def standard_error(self) -> Array | None:
-        """Of the mean; None for a single array."""
-        return None if self.count < 2 else np.sqrt(self._squares / (self.count - 1) / self.count)
-
-    def estimate(self, dims: tuple[str, ...]) -> InlineTensor | Statistic:
-        """As `estimate` gives it of all the arrays together."""
-        error = self.standard_error()
-        mean = InlineTensor.of(self.mean, dims)
-        if error is None:
-            return mean
-        return Statistic(mean=mean, standard_error=InlineTensor.of(error, dims), count=self.count)

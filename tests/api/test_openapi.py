@@ -94,7 +94,7 @@ def test_no_schema_is_split_in_two_and_none_is_the_frameworks() -> None:
 def test_kinds_are_told_apart_by_their_tag(union: str, ending: str) -> None:
     discriminator = SCHEMAS[union]["discriminator"]
     assert discriminator["propertyName"] == "kind"
-    assert set(discriminator["mapping"]) == {"patching", "attribution", "features"}
+    assert set(discriminator["mapping"]) == set(JOBS)
     for kind, reference in discriminator["mapping"].items():
         schema = SCHEMAS[reference.rsplit("/", 1)[1]]
         assert schema["title"].endswith(ending)

@@ -1,4 +1,4 @@
-"""The three kinds of job through the real stack: HTTP, Valkey, Celery, a worker with the real model, and back."""
+"""The README's jobs through the real stack: HTTP, Valkey, Celery, a worker with the real model, and back."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.readme import job_specs, problem
+from tests.documents import README, job_specs, problem
 
 CLEAN = "When John and Mary went to the shops, John gave the bag to"
 CORRUPTED = "When John and Mary went to the shops, Mary gave the bag to"
@@ -37,7 +37,7 @@ def states(client: httpx.Client, location: str) -> list[dict[str, Any]]:
         return [json.loads(line[5:]) for line in response.iter_lines() if line.startswith("data:")]
 
 
-@pytest.mark.parametrize("spec", job_specs(), ids=lambda spec: str(spec["kind"]))
+@pytest.mark.parametrize("spec", job_specs(README), ids=lambda spec: str(spec["kind"]))
 def test_every_job_in_the_readme_runs_and_says_where_its_numbers_come_from(
     client: httpx.Client, spec: dict[str, Any]
 ) -> None:
@@ -53,7 +53,7 @@ def test_every_job_in_the_readme_runs_and_says_where_its_numbers_come_from(
 
 
 def test_the_readmes_patching_job_gives_the_known_numbers(client: httpx.Client) -> None:
-    (spec,) = (spec for spec in job_specs() if spec["kind"] == "patching")
+    (spec,) = (spec for spec in job_specs(README) if spec["kind"] == "patching")
     result = wait_for(client, spec)["result"]
     assert result["pairs"][0]["baselines"]["clean"] == pytest.approx(3.12, abs=0.02)
     assert result["pairs"][0]["baselines"]["corrupted"] == pytest.approx(-4.16, abs=0.02)

@@ -1,4 +1,4 @@
-"""A client generated from openapi.yaml makes one job of each kind on the real stack."""
+"""A client generated from openapi.yaml makes every job of the README and the page of jobs on the real stack."""
 
 from collections.abc import Iterator
 from types import ModuleType
@@ -6,15 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.readme import job_specs
+from tests.documents import JOBS, README, job_specs, name_of
 from tests.sdk import generated_sdk, part
 from tests.stack.harness import RunningStack
-
-MODELS = {
-    "patching": ("PatchingSpec", "PatchingResult"),
-    "attribution": ("AttributionSpec", "AttributionResult"),
-    "features": ("FeaturesSpec", "FeaturesResult"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +17,17 @@ def sdk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
         yield package
 
 
-@pytest.mark.parametrize("spec", job_specs(), ids=lambda spec: str(spec["kind"]))
+@pytest.mark.parametrize("spec", job_specs(README, JOBS), ids=name_of)
 def test_the_generated_client_makes_the_job_and_reads_its_result(
     sdk: ModuleType, stack: RunningStack, spec: dict[str, Any]
 ) -> None:
-    asked, answered = MODELS[spec["kind"]]
+    kind = spec["kind"].title().replace("_", "")
     client = sdk.AuthenticatedClient(
         base_url=stack.base_url, token=stack.api_key, raise_on_unexpected_status=True, timeout=120
     )
     with client:
-        body = getattr(part("models"), asked).from_dict(spec)
+        body = getattr(part("models"), f"{kind}Spec").from_dict(spec)
         job = part("api.jobs.submit_job").sync(client=client, body=body, prefer="wait=60")
     assert (job.kind, job.status.value) == (spec["kind"], "succeeded")
-    assert type(job.result).__name__ == answered
+    assert type(job.result).__name__ == f"{kind}Result"
     assert job.result.provenance.model == "smollm2-135m"

@@ -12,26 +12,37 @@ from services.contracts.inputs import Inputs
 from services.contracts.integrated_gradients import IntegratedGradients
 from services.contracts.model import ModelFacts
 
+NEURON_BYTES = 120
+"""One listed neuron, as JSON."""
+
 
 def attribution_cost(spec: AttributionSpec, inputs: Inputs, model: ModelFacts) -> Cost:
     match spec.method:
         case DirectLogitAttribution():
-            return _direct_logit_attribution(spec, inputs, model)
+            return _direct_logit_attribution(spec, spec.method, inputs, model)
         case GradientXInput():
             return Cost(GRADIENT_PASSES * inputs.tokens() * model.layers, inputs.tokens() * FLOAT_BYTES)
         case IntegratedGradients() as method:
             return _integrated_gradients(method, inputs, model)
         case AttributionPatching() as method:
-            return attribution_patching_cost(method, inputs, model)
+            return attribution_patching_cost(method, spec, inputs, model)
         case EdgeAttributionPatching() as method:
             return edge_attribution_patching_cost(method, spec, inputs, model)
 
 
-def _direct_logit_attribution(spec: AttributionSpec, inputs: Inputs, model: ModelFacts) -> Cost:
+def _direct_logit_attribution(
+    spec: AttributionSpec, method: DirectLogitAttribution, inputs: Inputs, model: ModelFacts
+) -> Cost:
     """One run an example."""
+    length = max(len(example.prompt.ids) for example in inputs.examples)
     terms = model.layers * (model.heads + 2) + 3
-    tensors = len(inputs.examples) * spec.per_example + 2
-    return Cost(inputs.tokens() * model.layers, tensors * terms * FLOAT_BYTES)
+    averaged = terms
+    if method.by_position:
+        averaged += terms * length
+    if method.by_source:
+        averaged += model.layers * model.heads * length
+    floats = 2 * averaged + len(inputs.examples) * spec.per_example * terms
+    return Cost(inputs.tokens() * model.layers, floats * FLOAT_BYTES + method.neurons * NEURON_BYTES)
 
 
 def _integrated_gradients(method: IntegratedGradients, inputs: Inputs, model: ModelFacts) -> Cost:

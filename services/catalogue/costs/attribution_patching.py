@@ -4,8 +4,10 @@ Which nodes are checked is known only afterwards, so a checked node counts as th
 """
 
 from services.catalogue.costs.cost import FLOAT_BYTES, GRADIENT_PASSES, Cost
+from services.contracts.attribution import AttributionSpec
 from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.inputs import Inputs, TokenizedPair
+from services.contracts.metric import KlDivergence
 from services.contracts.model import ModelFacts
 from services.contracts.place import heads_of
 from services.contracts.sweep import index_of
@@ -14,15 +16,20 @@ CHECKED_NODE_BYTES = 160
 """One checked node, as JSON."""
 
 
-def attribution_patching_cost(method: AttributionPatching, inputs: Inputs, model: ModelFacts) -> Cost:
+def attribution_patching_cost(
+    method: AttributionPatching, spec: AttributionSpec, inputs: Inputs, model: ModelFacts
+) -> Cost:
     lengths = {len(pair.clean.ids) for pair in inputs.pairs}
     by_position = method.positions is not None or len(lengths) == 1
     checked = _checked(method, inputs.pairs, model, by_position=by_position)
     work = sum(_pair(method, pair, model, checked, by_position=by_position) for pair in inputs.pairs)
+    if isinstance(spec.metric, KlDivergence):  # the clean run once more, for what it predicts
+        work += sum(len(pair.clean.ids) for pair in inputs.pairs) * model.layers
     positions = len(method.positions or range(max(lengths))) if by_position else 1
     cells = sum(model.layers * (heads_of(node, model) or 1) * positions for node in method.nodes)
     statistics = 1 if len(inputs.pairs) == 1 else 2
-    return Cost(round(work), statistics * cells * FLOAT_BYTES + checked * CHECKED_NODE_BYTES)
+    tensors = statistics + len(inputs.pairs) * spec.per_example
+    return Cost(round(work), tensors * cells * FLOAT_BYTES + checked * CHECKED_NODE_BYTES)
 
 
 def _pair(

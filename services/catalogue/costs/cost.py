@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from services.contracts.model import ModelFacts
+
 FLOAT_BYTES = 4
 
 GRADIENT_PASSES = 3
@@ -14,3 +16,9 @@ class Cost:
 
     token_layers: int
     output_bytes: int
+
+
+def unembedding_token_layers(model: ModelFacts) -> int:
+    """One residual vector through the unembedding, in token-layers: weights against those of one block."""
+    block = 2 * model.d_head * (model.heads + model.kv_heads) + 3 * model.d_mlp
+    return max(1, round(model.vocabulary / block))

@@ -67,6 +67,19 @@ def test_own_effects_of_every_pair_make_the_result_larger(tiny: Catalogue) -> No
     assert cost(own, tiny).output_bytes - cost(plain, tiny).output_bytes == 5 * LAYERS * LENGTH * 4
 
 
+def test_attribution_patching_costs_three_passes_a_pair_and_the_mean_node_for_each_that_is_checked(
+    tiny: Catalogue,
+) -> None:
+    spec = body("z") | {"kind": "attribution", "method": {"type": "attribution_patching"}}
+    runs = LENGTH * LAYERS + 3 * LENGTH * LAYERS
+    mean_node = blocks([0, 1, 2], list(range(DIFFERS, LENGTH))) / (LAYERS * (LENGTH - DIFFERS))
+    cells = LAYERS * (HEADS + 1) * LENGTH
+    expected = Cost(runs + UNPATCHED + 1 + round(20 * mean_node), cells * 4 + 20 * 160)
+    assert cost(spec, tiny) == expected
+    own = cost(spec | {"per_example": True}, tiny)
+    assert own.output_bytes - expected.output_bytes == cells * 4
+
+
 @pytest.mark.parametrize(
     ("limits", "message"),
     [

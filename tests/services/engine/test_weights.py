@@ -31,6 +31,53 @@ def test_head_terms_add_up_to_what_attention_writes(
         torch.testing.assert_close(heads.sum(1) + bias, outcome.captures[attn_out], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", [*FAMILIES, "native_rotary"])
+def test_a_direction_carried_back_to_heads_and_neurons_gives_what_they_add_to_it(
+    family: str, load_tiny: LoadTiny, engine: Engine, job: JobTicket
+) -> None:
+    model = load_tiny(family, torch.float64)
+    weights = Weights(model)
+    direction = torch.randn(model.facts.d_model, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    sites = (SiteName.Z, SiteName.ATTN_OUT, SiteName.MLP_POST, SiteName.MLP_OUT)
+    captures = [Capture(Site(site, 1), (LAST,)) for site in sites]
+    (outcome,) = engine.run(model, [Row(TOKENS, captures=tuple(captures))], job=job)
+    z, attn_out, mlp_post, mlp_out = (outcome.captures[capture][0].double() for capture in captures)
+    to_heads = weights.attention_direction(1, z, direction)
+    b_o, b_out = weights.b_O(1), weights.b_out(1)
+    by_head = torch.einsum("hd,hdm,m->h", z, weights.W_O(1), to_heads)
+    from_bias = 0.0 if b_o is None else b_o @ to_heads
+    torch.testing.assert_close(by_head.sum() + from_bias, attn_out @ direction, rtol=1e-5, atol=1e-5)
+    to_neurons = weights.mlp_direction(1, mlp_post, direction)
+    by_neuron = mlp_post * (weights.W_out(1) @ to_neurons)
+    from_bias = 0.0 if b_out is None else b_out @ to_neurons
+    torch.testing.assert_close(by_neuron.sum() + from_bias, mlp_out @ direction, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *NATIVES])
+def test_values_are_what_attention_makes_of_its_blocks_input(
+    family: str, load_tiny: LoadTiny, engine: Engine, job: JobTicket
+) -> None:
+    model = load_tiny(family, torch.float64)
+    weights = Weights(model)
+    for layer in range(model.facts.layers):
+        resid_pre, v = Capture(Site(SiteName.RESID_PRE, layer)), Capture(Site(SiteName.V, layer))
+        (outcome,) = engine.run(model, [Row(TOKENS, captures=(resid_pre, v))], job=job)
+        values = weights.values(layer, outcome.captures[resid_pre].double())
+        torch.testing.assert_close(values.float(), outcome.captures[v], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *NATIVES])
+def test_patterns_carry_the_values_of_the_heads_they_share_to_z(
+    family: str, load_tiny: LoadTiny, engine: Engine, job: JobTicket
+) -> None:
+    model = load_tiny(family, torch.float64)
+    pattern, v, z = (Capture(Site(site, 1)) for site in (SiteName.PATTERN, SiteName.V, SiteName.Z))
+    (outcome,) = engine.run(model, [Row(TOKENS, captures=(pattern, v, z))], job=job)
+    values = Weights(model).attended_values(outcome.captures[v])
+    mixed = torch.einsum("qhk,khd->qhd", outcome.captures[pattern], values)
+    torch.testing.assert_close(mixed, outcome.captures[z], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", [*FAMILIES, *NATIVES])
 def test_the_final_norm_and_the_unembedding_give_the_models_logits(
     family: str, load_tiny: LoadTiny, engine: Engine, job: JobTicket
@@ -48,6 +95,7 @@ def test_the_final_norm_and_the_unembedding_give_the_models_logits(
     if weights.logit_soft_cap is not None:
         logits = (logits / weights.logit_soft_cap).tanh() * weights.logit_soft_cap
     torch.testing.assert_close(logits.float(), outcome.values(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(weights.logits(residual)[list(NAMED)].float(), outcome.values(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "olmo"])

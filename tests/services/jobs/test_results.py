@@ -10,9 +10,11 @@ from pydantic import TypeAdapter
 
 from services.contracts.errors import Conflict, ErrorCode, NotFound
 from services.contracts.job import JobResult, JobStatus
+from services.contracts.patching import PatchingResult
+from services.contracts.tensor import FloatArray, InlineTensor
 from services.jobs.memory import MemoryBlobs
 from services.jobs.record import JobRecord, StoredResult
-from services.jobs.results import load_document, load_tensor, load_tensors, store_result
+from services.jobs.results import load_document, load_result, load_tensor, load_tensors, store_result
 from tests.services.jobs.samples import new_job, patching_result, statistic
 
 SMALL = np.array([[1.5, np.nan], [-0.1, np.inf]], dtype=np.float32)
@@ -37,6 +39,17 @@ def test_a_small_result_stays_in_the_record() -> None:
     with pytest.raises(NotFound) as refusal:
         load_tensor(record, blobs, "effects")
     assert refusal.value.code is ErrorCode.TENSOR_NOT_FOUND
+
+
+@pytest.mark.parametrize("effects", [SMALL, LARGE])
+def test_a_result_comes_back_with_its_tensors_inline(effects: FloatArray) -> None:
+    blobs = MemoryBlobs()
+    result = load_result(kept(blobs, patching_result(effects, SMALL)), blobs)
+    assert isinstance(result, PatchingResult)
+    assert isinstance(result.effects, InlineTensor)
+    finite = np.where(np.isfinite(effects), effects, np.nan)
+    assert np.array_equal(result.effects.array(), finite, equal_nan=True)
+    assert result.effects.dims == ("layer", "position")
 
 
 def test_a_result_over_four_kilobytes_is_a_blob() -> None:

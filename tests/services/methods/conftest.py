@@ -1,7 +1,7 @@
 """Methods run as a worker runs them: a real engine on a real model, inputs resolved by the catalogue."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from services.engine.ticket import JobTicket
 from services.methods.context import MethodContext, SaeInUse
 from services.methods.registry import run_method
 from services.models.load import LoadedModel, load_model
-from tests.families import NATIVES
+from tests import families
+from tests.hand_built import prepare_hand_built
 from tests.prepared import prepare_family
 
 FAMILIES = ("gpt2", "llama", "gpt_neox", "gemma2")
@@ -35,9 +36,13 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
-    """A catalogue of one tiny model per family, and of the native ones."""
+    """A catalogue of a tiny model of each of these families, and of the native ones."""
+    return prepared((*FAMILIES, *families.NATIVES), tmp_path_factory)
+
+
+def prepared(names: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     home = tmp_path_factory.mktemp("home")
-    for family in (*FAMILIES, *NATIVES):
+    for family in names:
         prepare_family(family, tmp_path_factory.mktemp("sources"), home)
     return open_catalogue(home)
 
@@ -79,6 +84,20 @@ class Laboratory:
 @pytest.fixture(scope="session")
 def laboratory(engine: Engine, tiny: Catalogue) -> Laboratory:
     return Laboratory(engine, tiny)
+
+
+@pytest.fixture(scope="session")
+def every_family(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
+    """A tiny model of every family that lensd serves."""
+    return Laboratory(engine, prepared((*families.FAMILIES, *families.NATIVES), tmp_path_factory))
+
+
+@pytest.fixture(scope="session")
+def hand_built(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
+    """The model whose circuit was written into its weights."""
+    home = tmp_path_factory.mktemp("home")
+    prepare_hand_built(tmp_path_factory.mktemp("sources"), home)
+    return Laboratory(engine, open_catalogue(home))
 
 
 @pytest.fixture(scope="session")

@@ -123,13 +123,16 @@ def test_named_positions_are_the_same_nodes(laboratory: Laboratory) -> None:
 
 def test_many_pairs_give_means_with_standard_errors(laboratory: Laboratory) -> None:
     other = PAIR | {"clean": CORRUPTED, "corrupted": CLEAN}
-    together = attribute(laboratory, job("gpt2", [PAIR, other]))
+    together = attribute(laboratory, job("gpt2", [PAIR, other]) | {"per_example": True})
     alone = [effects(attribute(laboratory, job("gpt2", [pair])))["z"] for pair in (PAIR, other)]
     found = nodes(together, "z").effects
     assert isinstance(found, Statistic)
     assert found.count == 2
     np.testing.assert_allclose(array(found.mean), np.mean(alone, axis=0), atol=1e-5)
     np.testing.assert_allclose(array(found.standard_error), np.abs(alone[0] - alone[1]) / 2, atol=1e-5)
+    for pair, expected in zip(together.pairs, alone, strict=True):
+        assert pair.nodes is not None
+        np.testing.assert_allclose(array(pair.nodes[0].effects), expected, atol=1e-5)
 
 
 def test_pairs_of_different_lengths_are_summed_over_positions(laboratory: Laboratory) -> None:

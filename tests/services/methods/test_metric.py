@@ -5,7 +5,7 @@ import math
 import pytest
 
 from services.contracts.errors import ErrorCode, JobFailed
-from services.methods.direct_logit_attribution import _uncapped
+from services.methods.direct_logit_terms import uncapped
 from services.methods.metric import finite
 
 
@@ -18,7 +18,7 @@ def test_a_number_that_is_none_fails_the_job_with_a_sentence(value: float) -> No
 
 
 def test_a_saturated_soft_cap_cannot_be_undone() -> None:
-    assert _uncapped(30 * math.tanh(12.5 / 30), 30.0) == pytest.approx(12.5)
-    assert _uncapped(12.5, None) == 12.5
-    assert _uncapped(30.0, 30.0) == math.inf
-    assert _uncapped(-30.0, 30.0) == -math.inf
+    assert uncapped(30 * math.tanh(12.5 / 30), 30.0) == pytest.approx(12.5)
+    assert uncapped(12.5, None) == 12.5
+    assert uncapped(30.0, 30.0) == math.inf
+    assert uncapped(-30.0, 30.0) == -math.inf

@@ -1,0 +1,1 @@
+"""Results as pictures, drawn with matplotlib's objects alone: no pyplot, no torch."""

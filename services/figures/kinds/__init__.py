@@ -1,0 +1,1 @@
+"""From a result to its picture, one file per kind."""

@@ -1,0 +1,62 @@
+"""Features: the strongest ones down, the prompt's tokens across, each cell an activation."""
+
+import numpy as np
+
+from services.contracts.features import FeaturesResult, PromptFeatures
+from services.contracts.tensor import FloatArray
+from services.figures import labels
+from services.figures.heatmap import Heatmap
+from services.figures.kinds.reading import array, blank, notes, of_all, pick, title
+from services.figures.picture import Picture, nothing_to_draw
+from services.figures.scale import sequential
+
+_STRONGEST = 20
+_PROMOTED = 3
+
+
+def features_picture(result: FeaturesResult, example: int | None) -> Picture:
+    """Of one prompt: the features asked for, else those that fire most strongly on it."""
+    prompt = pick(result.prompts, example)
+    if prompt.activations is not None:
+        indices = result.features or ()
+        values, why = array(prompt.activations).T, "no value"
+    else:
+        indices = tuple(feature.index for feature in prompt.top[:_STRONGEST])
+        values, why = _listed(prompt, indices), "not among the token's own strongest features"
+    if not indices:
+        raise nothing_to_draw("no feature fires on this prompt")
+    heatmap = Heatmap(
+        values=values,
+        rows=tuple(_name(result, index) for index in indices),
+        columns=labels.tokens(prompt.tokens.strings),
+        scale=sequential("activation", values),
+        row_name="feature",
+        column_name="token",
+        marked=frozenset(token.position for token in prompt.per_token if token.over_norm),
+    )
+    over_norm = "bold: over the SAE's norm threshold, left out" if heatmap.marked else ""
+    rebuilt = prompt.reconstruction.explained_variance
+    explained = "" if rebuilt is None else f"explained variance of this prompt {rebuilt:.3f}"
+    return Picture(
+        title(result, f"features of {result.sae}", f"layer {result.layer} {result.site}"),
+        ((heatmap,),),
+        notes(result, of_all(len(result.prompts), "prompt", example or 0), blank(values, why), over_norm, explained),
+    )
+
+
+def _listed(prompt: PromptFeatures, indices: tuple[int, ...]) -> FloatArray:
+    """feature × token, from what is listed per token; NaN for what is not."""
+    values = np.full((len(indices), len(prompt.tokens.ids)), np.nan, dtype=np.float32)
+    row = {index: at for at, index in enumerate(indices)}
+    for token in prompt.per_token:
+        for feature in token.features:
+            if feature.index in row:
+                values[row[feature.index], token.position] = feature.activation
+    return values
+
+
+def _name(result: FeaturesResult, index: int) -> str:
+    """The feature's number and the tokens that it promotes."""
+    effect = next((effect for effect in result.effects if effect.index == index), None)
+    promoted = [labels.token(token.token, 10) for token in effect.promoted[:_PROMOTED]] if effect else []
+    return f"{index}  {' '.join(promoted)}".rstrip()
