@@ -29,6 +29,14 @@ from tests.services.methods.test_edge_attribution_patching import array, job, mo
 
 EVERY = (*FAMILIES, *NATIVES)
 STEPS = 3
+ANSWERS = (33, 60)
+PAIR = {
+    "clean": {"type": "tokens", "tokens": [17, 41, 5, 230, 99, 8, 310, 41]},
+    "corrupted": {"type": "tokens", "tokens": [18, 77, 41, 231, 5, 12, 8, 300]},
+    "answer": ANSWERS[0],
+    "foil": ANSWERS[1],
+}
+"""Unlike at every position, so that no position's gradient is left out."""
 EMBED = Capture(Site(SiteName.EMBED))
 
 Activations = Mapping[Capture, Float[Tensor, "position ..."]]
@@ -50,7 +58,6 @@ class Nodes:
     engine: Engine
     model: LoadedModel
     tokens: PairTokens
-    answers: tuple[int, int]
 
     def scores(self, variant: str) -> dict[str, float]:
         """(u_clean − u_corrupted) · ∂m/∂u by node; `a1` is all of a layer's heads together."""
@@ -91,7 +98,7 @@ class Nodes:
 
     def _gradients(self, variant: str, clean: Tensor, corrupted: Tensor) -> Activations:
         path = [(1.0, 1.0)] if variant == "eap" else nodes_of("midpoint", STEPS)
-        readout = TokenLogits(len(self._clean) - 1, self.answers)
+        readout = TokenLogits(len(self._clean) - 1, ANSWERS)
         taken = Gradients(Weighted((1.0, -1.0)), self._sites())
         summed: dict[Capture, Tensor] = {}
         for alpha, weight in path:
@@ -111,15 +118,13 @@ def out_of(outcome: EdgeAttributionOutcome, prefix: str) -> float:
 @pytest.mark.parametrize("variant", ["eap", "eap_ig_inputs"])
 @pytest.mark.parametrize("family", EVERY)
 def test_the_edges_out_of_a_node_add_up_to_the_nodes_score(every_family: Laboratory, family: str, variant: str) -> None:
-    body = job(family, method={"variant": variant, "steps": STEPS})
+    body = job(family, method={"variant": variant, "steps": STEPS}, pairs=[PAIR])
     result: Any = every_family.run(body)
     assert isinstance(result, AttributionResult)
     outcome = result.attribution
     assert isinstance(outcome, EdgeAttributionOutcome)
-    tokenizer = every_family.catalogue.tokenizer(model_id(family))
-    mary, john = (tokenizer.read(name, bos=False).ids[0] for name in (" Mary", " John"))
     model = every_family.model(model_id(family))
-    expected = Nodes(every_family.engine, model, outcome.pairs[0].tokens, (mary, john)).scores(variant)
+    expected = Nodes(every_family.engine, model, outcome.pairs[0].tokens).scores(variant)
     largest = max(map(abs, expected.values()))
     facts = model.facts
     assert len(expected) == 1 + facts.layers * (1 + (not facts.post_norms) * facts.heads + (facts.d_mlp > 0))
