@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from services.catalogue.catalogue import open_catalogue
 from services.contracts.attribution import AttributionResult
 from services.contracts.edge_attribution_patching import EdgeAttributionOutcome
 from services.contracts.quadrature import nodes_of
@@ -23,7 +22,6 @@ from services.engine.row import Capture, Gradients, Intervention, Row, Site
 from services.engine.ticket import JobTicket
 from services.models.load import LoadedModel
 from tests.families import FAMILIES, NATIVES
-from tests.prepared import prepare_family
 from tests.services.methods.conftest import Laboratory
 from tests.services.methods.test_edge_attribution_patching import array, job, model_id
 
@@ -40,15 +38,6 @@ PAIR = {
 EMBED = Capture(Site(SiteName.EMBED))
 
 Activations = Mapping[Capture, Float[Tensor, "position ..."]]
-
-
-@pytest.fixture(scope="session")
-def every_family(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
-    """A tiny model of every family that lensd serves."""
-    home = tmp_path_factory.mktemp("home")
-    for family in EVERY:
-        prepare_family(family, tmp_path_factory.mktemp("sources"), home)
-    return Laboratory(engine, open_catalogue(home))
 
 
 @dataclass
