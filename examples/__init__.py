@@ -1,0 +1,1 @@
+"""Studies that use lensd as anyone would: over HTTP, with a key."""
