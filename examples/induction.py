@@ -38,7 +38,7 @@ LISTED = 10
 """So many of SmolLM2's heads are listed with their scores."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Study:
     """The server, and the small model's repeated texts: each so many different words, to be said twice."""
 
@@ -106,12 +106,10 @@ def losses(examples: Sequence[Json], run: str) -> Json:
     """
     first, second = [], []
     for half_read, all_read in zip(examples[::2], examples[1::2], strict=True):
-        (half, half_sum), (whole, whole_sum) = (
-            (len(read["tokens"]["ids"]) - 1, (len(read["tokens"]["ids"]) - 1) * read["metric"][run])
-            for read in (half_read, all_read)
-        )
-        first.append(half_sum / half)
-        second.append((whole_sum - half_sum) / (whole - half))
+        half, whole = (len(read["tokens"]["ids"]) - 1 for read in (half_read, all_read))
+        half_loss, whole_loss = (read["metric"][run] for read in (half_read, all_read))
+        first.append(half_loss)
+        second.append((whole * whole_loss - half * half_loss) / (whole - half))
     gains = np.array(first) - np.array(second)
     return {
         "first_half": float(np.mean(first)),
@@ -173,14 +171,13 @@ def large_model(study: Study) -> Json:
         Halves(as_prompt(half), as_prompt(half + other))
         for half, other in zip(halves, halves[1:] + halves[:1], strict=True)
     ]
-    sets = {
-        "induction heads": found,
+    others = {
         "others beside the induction heads": bystanders(induction, found),
         "previous-token heads": tellers,
         "others beside the previous-token heads": bystanders(previous, tellers),
     }
     whole, without = zeroed(study, LARGE, repeated, found)
-    rest = {name: zeroed(study, LARGE, repeated, heads)[1] for name, heads in sets.items() if heads is not found}
+    rest = {name: zeroed(study, LARGE, repeated, heads)[1] for name, heads in others.items()}
     fresh, fresh_without = zeroed(study, LARGE, unlike, found)
     return {
         "scores": {kind: table.tolist() for kind, table in tables.items()},
@@ -210,7 +207,6 @@ def main() -> None:
     with connect() as lensd:
         study = Study(lensd, draw(asked.sequences, asked.words, asked.seed), asked.seed)
         found: Json = {**vars(asked), SMALL: small_model(study), LARGE: large_model(study)}
-        found["engine_seconds"] = round(lensd.seconds, 1)
     write_report(found, DOCS)
 
 

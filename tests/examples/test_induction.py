@@ -10,7 +10,7 @@ import pytest
 
 from examples.induction import DOCS, draw, losses, ranked
 from examples.induction_paths import swapped_pairs
-from examples.induction_report import SCRIPT, tables
+from examples.induction_report import INDUCERS, LARGE, OTHERS, SCRIPT, SMALL, TELLERS, tables
 from examples.page import rounded, with_tables, write_figures
 
 
@@ -53,10 +53,37 @@ def test_heads_are_ranked_within_their_layer() -> None:
     assert ranked(np.array([[0.1, 0.9, 0.5], [1.0, 1.0, 1.0]]), 0) == [(0, 1), (0, 2), (0, 0)]
 
 
-def test_the_pages_tables_are_those_of_the_committed_figures() -> None:
+@pytest.fixture(scope="module")
+def figures() -> Any:
+    return json.loads((DOCS / "induction.json").read_text(encoding="utf-8"))
+
+
+def test_the_pages_tables_are_those_of_the_committed_figures(figures: Any) -> None:
     text = (DOCS / "induction.md").read_text(encoding="utf-8")
-    figures = json.loads((DOCS / "induction.json").read_text(encoding="utf-8"))
     assert with_tables(tables(figures), text, SCRIPT) == text
+
+
+def test_in_the_committed_figures_the_gain_is_gone_without_either_kind_of_head(figures: Any) -> None:
+    curves = figures[SMALL]["curves"]
+    whole = curves[TELLERS][0]["gain"]
+    assert np.min(figures[SMALL]["scores"]["induction"][1]) > 0.8
+    assert curves[INDUCERS][8]["gain"] < 0.1 * whole
+    assert curves[TELLERS][4]["gain"] < 0.1 * whole
+    assert curves[OTHERS][4]["gain"] > 0.95 * whole
+    zeroed = figures[LARGE]["zeroed"]
+    assert zeroed["induction heads"]["gain"] < 0.5 * zeroed["none"]["gain"]
+    assert zeroed["others beside the induction heads"]["gain"] > 0.95 * zeroed["none"]["gain"]
+
+
+def test_in_the_committed_figures_layer_0_tells_layer_1_by_its_keys(figures: Any) -> None:
+    found = figures[SMALL]["composition"]
+    largest = {read: np.max(np.abs(paths["normalized"])) for read, paths in found["by_input"].items()}
+    assert largest["k of layer 1"] > 3 * largest["v of layer 1"]
+    assert largest["q of layer 1"] < 0.01
+    assert largest["logits"] < 0.01
+    assert found["together"][-1]["normalized"] == pytest.approx(1, abs=0.05)
+    alone = found["by_input"]["k of layer 1"]["normalized"][found["senders"].index("a0.h3")]
+    assert found["together"][0] == {"heads": [[0, 3]], "normalized": pytest.approx(alone, abs=1e-3)}
 
 
 def test_figures_are_written_with_a_line_for_each_row_of_numbers(tmp_path: Path) -> None:
