@@ -68,7 +68,7 @@ def found() -> dict[str, Any]:
     looks = {"END→IO": 0.7, "END→S1": 0.1, "END→S2": 0.2}
     return {
         "behaviour": {"clean": preference, "s2_flip": preference, "abc": preference},
-        "direct": {"heads": [[0.0, 1.5], [0.0, 0.0]]},
+        "direct": {"heads": [[0.0, 1.5], [0.0, 0.0]], "logits": {"IO": [[0.0, 2.0], [0.0, 0.0]]}},
         "steps": {"logits": one},
         "classes": {"name mover": ["a0.h1"]},
         "attention": {"a0.h1": looks},
@@ -84,6 +84,6 @@ def test_the_report_puts_its_tables_between_the_pages_marks(tmp_path: Path) -> N
     assert text.startswith(f"before\n{BEGIN}\n| prompts |")
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
-    assert "| name mover | 0.1 | → logits | -25.0 ± 1.0 | +1.50 | END→IO 0.70 | copying 0.00 |" in text
+    assert "| name mover | 0.1 | → logits | -25.0 ± 1.0 | +2.00 | END→IO 0.70 | copying 0.00 |" in text
     assert text.count("| none |") == len(LOOKS) - 1
     assert {path.name for path in tmp_path.iterdir()} == {"ioi.md", "ioi.json", "ioi-heads.png", "ioi-attention.png"}
