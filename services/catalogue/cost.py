@@ -38,13 +38,25 @@ def estimate(spec: JobSpec, inputs: Inputs, model: ModelFacts, sae: SaeFacts | N
             return patching_cost(spec, inputs, model)
         case AttributionSpec():
             return attribution_cost(spec, inputs, model)
-        case FeaturesSpec():
-            assert sae is not None
-            return features_cost(spec, inputs, sae)
         case AblationSpec():
             return ablation_cost(spec, inputs, model)
         case InterventionSpec():
             return intervention_cost(spec, inputs, model)
+        case _:
+            return _reading(spec, inputs, model, sae)
+
+
+def _reading(
+    spec: FeaturesSpec | ActivationsSpec | LogitLensSpec | AttentionSpec,
+    inputs: Inputs,
+    model: ModelFacts,
+    sae: SaeFacts | None,
+) -> Cost:
+    """Of what only looks at unpatched runs."""
+    match spec:
+        case FeaturesSpec():
+            assert sae is not None
+            return features_cost(spec, inputs, sae)
         case ActivationsSpec():
             return activations_cost(spec, inputs, model)
         case LogitLensSpec():

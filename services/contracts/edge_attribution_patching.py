@@ -25,9 +25,9 @@ class EdgeAttributionPatching(AttributionMethodBase):
 
     `eap` takes the gradient at the clean run (Syed et al. 2023) and misleads where the metric saturates.
     `eap_ig_inputs` averages it over `steps` runs whose embeddings go from the corrupted prompt's to the clean one's
-    (Hanna et al. 2024). `eap_ig_activations` does so for each writer's edges over clean runs in which only the output
-    of its layer's attention, or of its MLP, goes from the corrupted run's to the clean one's (Marks et al. 2024): twice
-    as many passes for each layer as the others take in all. `steps` and `quadrature` are of these two.
+    (Hanna et al. 2024). `eap_ig_activations` averages it anew for each writer's edges, over clean runs in which only
+    the output of its layer's attention, or of its MLP, goes from the corrupted run's to the clean one's (Marks et al.
+    2024): 1 + 2 · layers times as many runs. `eap` has no use for `steps` and `quadrature`.
     """
 
     type: Literal["edge_attribution_patching"]

@@ -71,8 +71,8 @@ class PathPatching(Request):
         if not writers:
             message = "no head or MLP comes before these receivers: send `input`"
             yield Violation(f"{pointer}/senders", ErrorCode.INVALID_REQUEST, message)
-        for site in self._sites(facts):
-            yield from site_violations(site, facts, pointer, write=True)
+        for site, field in self._sites(facts).items():
+            yield from site_violations(site, facts, f"{pointer}/{field}", write=True)
 
     def input_violations(self, inputs: Inputs) -> Iterator[Violation]:
         """Positions that some pair lacks."""
@@ -87,13 +87,12 @@ class PathPatching(Request):
             message = "logits are read where the metric is: leave `receiver_positions` out"
             yield Violation(f"{pointer}/receiver_positions", ErrorCode.INVALID_REQUEST, message)
 
-    def _sites(self, facts: ModelFacts) -> list[SiteName]:
-        """Everything that is written: the senders' outputs, what is frozen, what the receivers read."""
-        sites = {SiteName.Z, *(_SITE_OF_WRITER[writer.kind] for writer in self.writers(facts))}
-        sites |= {site_of(reader) for reader in self.readers() if reader.kind != "logits"}
-        if self.freeze_mlps and facts.d_mlp:
-            sites.add(SiteName.MLP_OUT)
-        return sorted(sites)
+    def _sites(self, facts: ModelFacts) -> dict[SiteName, str]:
+        """Everything that is written, by the field that asks for it: what is kept, the senders' outputs, what the
+        receivers make of their input."""
+        sites = {SiteName.MLP_OUT: "freeze_mlps"} if self.freeze_mlps and facts.d_mlp else {}
+        sites |= {site_of(writer): "senders" for writer in self.writers(facts)} | {SiteName.Z: "type"}
+        return sites | {site_of(reader): "receivers" for reader in self.readers() if reader.kind != "logits"}
 
 
 def site_of(node: Writer | Reader) -> SiteName:

@@ -41,6 +41,12 @@ class Norm:
         """The part of the norm's output that `term` of its input makes, at a held scale: centring and gain, no bias."""
         return self._centred(term) / scale * self.gain.to(term)
 
+    def carried_back(
+        self, direction: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*#batch 1"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """What a term of the input is to be dotted with, for the product of its `linear` part with `direction`."""
+        return self._centred(direction * self.gain.to(direction)) / scale
+
     def pulled_back(
         self, gradient: Float[Tensor, "*batch d_model"], at: Float[Tensor, "*#batch d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
@@ -49,12 +55,6 @@ class Norm:
         inner = self._centred(gradient * self.gain.to(gradient)) / scale
         along = (inner * centred).mean(-1, keepdim=True) / scale.square()
         return inner - centred * along
-
-    def carried_back(
-        self, direction: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*#batch 1"]
-    ) -> Float[Tensor, "*batch d_model"]:
-        """What a term of the input is to be dotted with, for the product of its `linear` part with `direction`."""
-        return self._centred(direction * self.gain.to(direction)) / scale
 
     def _centred(self, vectors: Tensor) -> Tensor:
         return vectors - vectors.mean(-1, keepdim=True) if self.kind == "layer" else vectors
@@ -121,6 +121,24 @@ class Weights:
         multiplier = float(getattr(self._config, "residual_multiplier", 1.0))
         return heads * multiplier, bias * multiplier
 
+    def attention_norm(self, layer: int) -> Norm | None:
+        """The norm between the residual stream and attention; None in families that read the stream itself."""
+        return (
+            None
+            if self._behind(layer, "hook_attn_out", "attn") == "ln1"
+            else self._norm(self._bridge.blocks[layer].ln1)
+        )
+
+    def head_inputs(
+        self, layer: int, site: SiteName
+    ) -> tuple[Float[Tensor, "head d_head d_model"], Float[Tensor, "head d_head"] | None]:
+        """What makes `q`, `k` or `v` of what attention reads: W and b by head, by KV head for `k` and `v`."""
+        projection = getattr(self._bridge.blocks[layer].attn, site.value).original_component
+        weight: Tensor = projection.weight.T if isinstance(projection, Conv1D) else projection.weight
+        bias: Tensor | None = projection.bias
+        by_head = weight.reshape(-1, self._d_head, weight.shape[-1])
+        return by_head, None if bias is None else bias.reshape(-1, self._d_head)
+
     def attention_direction(
         self, layer: int, z: Float[Tensor, "head d_head"], direction: Float[Tensor, " d_model"]
     ) -> Float[Tensor, " d_model"]:
@@ -155,7 +173,11 @@ class Weights:
     def values(self, layer: int, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch kv_head d_head"]:
         """The `v` that attention makes of its block's input: the input norm at its own scale, W_V and b_V."""
         block = self._bridge.blocks[layer]
-        normed = residual if self._norms_attention_out_only(layer) else block.ln1.original_component(residual)
+        normed = (
+            residual
+            if self._behind(layer, "hook_attn_out", "attn") == "ln1"
+            else block.ln1.original_component(residual)
+        )
         values: Tensor = block.attn.v.original_component(normed)
         return values.reshape(*values.shape[:-1], self._kv_heads, self._d_head)
 
@@ -180,20 +202,6 @@ class Weights:
         """A residual stream read as if it were the last: final norm at its own scale, unembedding, scale, soft cap."""
         return self._tail.logits(residual)
 
-    def attention_norm(self, layer: int) -> Norm | None:
-        """The norm between the residual stream and attention; None in families that read the stream itself."""
-        return None if self._alias_of_attn_out(layer) == "ln1" else self._norm(self._bridge.blocks[layer].ln1)
-
-    def head_inputs(
-        self, layer: int, site: SiteName
-    ) -> tuple[Float[Tensor, "head d_head d_model"], Float[Tensor, "head d_head"] | None]:
-        """What makes `q`, `k` or `v` of what attention reads: W and b by head, by KV head for `k` and `v`."""
-        projection = getattr(self._bridge.blocks[layer].attn, site.value).original_component
-        weight: Tensor = projection.weight.T if isinstance(projection, Conv1D) else projection.weight
-        bias: Tensor | None = projection.bias
-        by_head = weight.reshape(-1, self._d_head, weight.shape[-1])
-        return by_head, None if bias is None else bias.reshape(-1, self._d_head)
-
     def logit_directions(self, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
         """Rows of W_U^T for `tokens`, times `logit_scale`: dot products with the final norm's output give logits."""
         return self.W_U.T[tokens] * self.logit_scale
@@ -201,20 +209,18 @@ class Weights:
     def _projection(self, layer: int) -> Any:
         return self._bridge.blocks[layer].attn.o.original_component
 
-    def _norms_attention_out_only(self, layer: int) -> bool:
-        """Whether the block's first norm stands behind attention, which reads the residual stream as it is."""
-        alias: str = self._bridge.blocks[layer].hook_aliases.get("hook_attn_out", "attn.hook_out")
-        return alias.startswith("ln1.")
-
     def _attention_post_norm(self, layer: int) -> Norm | None:
         return self._post_norm(layer, "hook_attn_out", "attn")
 
     def _post_norm(self, layer: int, hook: str, part: str) -> Norm | None:
         """The norm that the family puts between the output of a block's part and the residual stream."""
-        block = self._bridge.blocks[layer]
-        name = block.hook_aliases.get(hook, f"{part}.hook_out")
-        component, _, _ = name.partition(".")
-        return None if component == part else self._norm(getattr(block, component))
+        component = self._behind(layer, hook, part)
+        return None if component == part else self._norm(getattr(self._bridge.blocks[layer], component))
+
+    def _behind(self, layer: int, hook: str, part: str) -> str:
+        """The part of the block whose output is added to the residual stream: `part` itself, or a norm behind it."""
+        name: str = self._bridge.blocks[layer].hook_aliases.get(hook, f"{part}.hook_out")
+        return name.partition(".")[0]
 
     def _before_post_norm(
         self, norm: Norm | None, output: Float[Tensor, " d_model"], direction: Float[Tensor, " d_model"]
@@ -224,11 +230,6 @@ class Weights:
 
     def _mlp_projection(self, layer: int) -> Any:
         return self._bridge.blocks[layer].mlp.out.original_component
-
-    def _alias_of_attn_out(self, layer: int) -> str:
-        """The part of the block whose output is added to the residual stream for attention."""
-        name: str = self._bridge.blocks[layer].hook_aliases.get("hook_attn_out", "attn.hook_out")
-        return name.partition(".")[0]
 
     def _norm(self, component: Any) -> Norm:
         width, _ = self.W_U.shape

@@ -40,13 +40,9 @@ def tokens(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(token(text) for text in texts)
 
 
-def plain(text: str) -> str:
-    """Words (a name that a client gave, say) with their spaces left as they are."""
-    return _joined([_visible(character) for character in text], _MAX_CHARACTERS)
-
-
-def shorten(text: str, characters: int) -> str:
-    return text if len(text) <= characters else f"{text[: characters - 1]}…"
+def plain(text: str, characters: int = _MAX_CHARACTERS) -> str:
+    """Words (a name that a client gave, a sentence) with their spaces left as they are."""
+    return _joined([_visible(character) for character in text], characters)
 
 
 def width(text: str, size: float) -> float:

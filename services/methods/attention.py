@@ -31,7 +31,7 @@ from services.engine.outcome import Outcome
 from services.engine.row import Capture, Row, Site
 from services.engine.weights import Weights
 from services.methods.context import MethodContext
-from services.methods.head_scores import attention_score, copying_scores, masks
+from services.methods.head_scores import attention_score, copied, masks
 from services.methods.statistics import estimate
 
 VERSION = "1"
@@ -97,12 +97,20 @@ class Reader:
         read = [Read() for _ in sequences]
         for batch in self._batches(sequences):
             rows = [Row(sequences[index], captures=self._captures(layers, chosen)) for index, layers in batch]
-            for (index, layers), outcome in zip(batch, self.context.run(rows), strict=True):
+            outcomes = self.context.run(rows)
+            for (index, layers), outcome in zip(batch, outcomes, strict=True):
                 if self.scores:
-                    self._score(read[index], sequences[index], layers, outcome)
+                    self._score_patterns(read[index], sequences[index], layers, outcome)
                 for head in chosen:
                     if head.layer in layers:
                         read[index].patterns[head] = self._pattern(outcome, head)
+            beginnings = [
+                (read[index], sequences[index], outcome.captures[AFTER_FIRST_LAYER])
+                for (index, _), outcome in zip(batch, outcomes, strict=True)
+                if AFTER_FIRST_LAYER in outcome.captures
+            ]
+            if beginnings:
+                self._score_copying(beginnings)
         return read
 
     def _batches(self, sequences: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, range]]]:
@@ -132,20 +140,34 @@ class Reader:
             return outcome.captures[Capture(Site(SiteName.PATTERN, head.layer))][:, head.head].clone()
         return outcome.captures[_capture(head)]
 
-    def _score(self, read: Read, tokens: tuple[int, ...], layers: range, outcome: Outcome) -> None:
-        facts = self.context.model.facts
-        first = 1 if tokens[0] == facts.bos_token_id else 0
-        wanted = masks(tokens, first)
+    def _score_patterns(self, read: Read, tokens: tuple[int, ...], layers: range, outcome: Outcome) -> None:
+        wanted = masks(tokens, self._first(tokens))
         for layer in layers:
             pattern = outcome.captures[Capture(Site(SiteName.PATTERN, layer))]
             for kind, mask in wanted.items():
                 read.scores[kind].append(attention_score(pattern, mask))
-        if 0 in layers:
+
+    def _score_copying(
+        self, beginnings: Sequence[tuple[Read, tuple[int, ...], Float[Tensor, "_position d_model"]]]
+    ) -> None:
+        """All sequences of a batch together, so that the unembedding is read as seldom as possible."""
+        facts = self.context.model.facts
+        kept = [slice(self._first(tokens), None) for _, tokens, _ in beginnings]
+        ids = [torch.tensor(tokens)[own] for own, (_, tokens, _) in zip(kept, beginnings, strict=True)]
+        residual = torch.cat([stream[own] for own, (_, _, stream) in zip(kept, beginnings, strict=True)])
+        lengths = [len(own) for own in ids]
+        tokens_read = sum(len(tokens) for _, tokens, _ in beginnings)
+        for layer in range(facts.layers):
             started = time.monotonic()
-            ids, residual = torch.tensor(tokens)[first:], outcome.captures[AFTER_FIRST_LAYER][first:]
-            for layer in range(facts.layers):
-                read.scores["copying"].append(copying_scores(ids, residual, layer, self.weights))
-            self.context.charge(copying_token_layers(len(tokens), facts), time.monotonic() - started)
+            by_token = copied(torch.cat(ids), residual, layer, self.weights)
+            for (read, _, _), of_sequence in zip(beginnings, torch.split(by_token.double(), lengths), strict=True):
+                read.scores["copying"].append(of_sequence.mean(dim=0))
+            work = copying_token_layers(tokens_read, facts) // facts.layers
+            self.context.charge(work, time.monotonic() - started)
+
+    def _first(self, tokens: tuple[int, ...]) -> int:
+        """Where a sequence begins, behind its BOS token."""
+        return 1 if tokens[0] == self.context.model.facts.bos_token_id else 0
 
 
 def _capture(head: AttentionHead) -> Capture:

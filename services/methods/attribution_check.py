@@ -17,9 +17,11 @@ import numpy as np
 from jaxtyping import Float64
 
 from services.contracts.attribution_patching import AttributionCheck, AttributionPatching, CheckedNode
+from services.engine.outcome import Outcome
 from services.engine.row import Intervention, Row, Site
 from services.methods.attribution_nodes import NodeGrid, Task
 from services.methods.context import MethodContext
+from services.methods.metric import finite
 
 ROWS_AT_ONCE = 8_192
 
@@ -94,12 +96,14 @@ def _candidates(
     grid: NodeGrid, effects: Float64[np.ndarray, "pair ..."], tasks: Sequence[Task], *, signed: bool
 ) -> Iterator[_Node]:
     """The grid's nodes that can have an effect in some pair."""
-    means = effects.mean(axis=0)
+    means, labels = effects.mean(axis=0), grid.labels or (None,)
+    can_differ = [any(_can_differ(label, task) for task in tasks) for label in labels]
     for cell in np.ndindex(means.shape):
         places = dict(zip(grid.dims, cell, strict=True))
-        label = None if grid.labels is None else grid.labels[places["position"]]
-        if any(_can_differ(label, task) for task in tasks):
-            yield _Node(grid, grid.layers[cell[0]], places.get("head"), label, float(means[cell]), signed)
+        position = places.get("position", 0)
+        if can_differ[position]:
+            estimated = finite(float(means[cell]), "an estimated effect")
+            yield _Node(grid, grid.layers[places["layer"]], places.get("head"), labels[position], estimated, signed)
 
 
 def _can_differ(label: int | str | None, task: Task) -> bool:
@@ -124,10 +128,14 @@ def _exact(nodes: Sequence[_Node], tasks: Sequence[Task], context: MethodContext
         rows = [row for task in together for row in _rows(nodes, task)]
         readings = iter(context.run(rows))
         for task in together:
-            values = [task.measured.value(next(readings).values()) for _ in range(len(nodes) + 1)]
+            values = [_metric(task, next(readings)) for _ in range(len(nodes) + 1)]
             effects = np.array(values[1:]) - values[0]
             totals += [effect if node.signed else abs(effect) for node, effect in zip(nodes, effects, strict=True)]
     return totals / len(tasks)
+
+
+def _metric(task: Task, outcome: Outcome) -> float:
+    return finite(task.measured.value(outcome.values()), "the metric of a patched run")
 
 
 def _rows(nodes: Sequence[_Node], task: Task) -> Iterator[Row]:

@@ -49,16 +49,15 @@ def attention_score(pattern: Float[Tensor, "query head key"], mask: Mask) -> Flo
     return attended[queries].mean(dim=0)
 
 
-def copying_scores(
+def copied(
     tokens: Int[Tensor, " position"], residual: Float[Tensor, "position d_model"], layer: int, weights: Weights
-) -> Float[Tensor, " head"]:
-    """The share of `tokens` that each head of `layer` would copy; `residual` is the stream after the first layer."""
-    copied = [
-        _copied(tokens[first : first + TOKENS_AT_ONCE], residual[first : first + TOKENS_AT_ONCE], layer, weights)
-        for first in range(0, len(tokens), TOKENS_AT_ONCE)
-    ]
-    none = torch.empty((0, len(weights.W_O(layer))))
-    return torch.cat([none, *copied]).double().mean(dim=0)
+) -> Bool[Tensor, "position head"]:
+    """Which of `tokens` each head of `layer` would copy; `residual` is the stream after the first layer.
+
+    Tokens may be of many sequences: each goes through the heads alone.
+    """
+    pieces = [slice(first, first + TOKENS_AT_ONCE) for first in range(0, max(1, len(tokens)), TOKENS_AT_ONCE)]
+    return torch.cat([_copied(tokens[piece], residual[piece], layer, weights) for piece in pieces])
 
 
 def _copied(

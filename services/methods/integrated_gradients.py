@@ -152,7 +152,7 @@ def _steps(paths: list[Path], method: IntegratedGradients) -> Iterator[tuple[int
 
 def _reported(path: Path, gradient: Float64[Tensor, "position d_model"]) -> IntegratedExample:
     attributions = torch.einsum("pd,pd->p", (path.end - path.start).double(), gradient)
-    total = float(attributions.sum())
+    total = finite(float(attributions.sum()), "the sum of the attributions")
     return IntegratedExample(
         tokens=path.prompt,
         baseline_tokens=path.baseline_prompt,

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from services.contracts.ablation import AblatedExample, AblationResult
 from services.contracts.attribution import AttributionResult
 from services.contracts.direct_logit_attribution import AttributedExample, DirectLogitOutcome, DirectLogitTerms
 from services.contracts.features import (
@@ -16,10 +17,17 @@ from services.contracts.features import (
     Reconstruction,
     TokenFeatures,
 )
+from services.contracts.intervention import (
+    ChangedExample,
+    InterventionResult,
+    MetricChange,
+    PredictedToken,
+    PredictedTokens,
+)
 from services.contracts.patching import PatchedPair, PatchingResult
 from services.contracts.result import Baselines, PairTokens, PromptTokens, Provenance, SaeProvenance, Usage, Versions
 from services.contracts.site import SiteName
-from services.contracts.tensor import InlineTensor, Statistic
+from services.contracts.tensor import InlineTensor, ScalarStatistic, Statistic
 from tests.api.catalogue import MODEL, SAE
 
 CLEAN = "When John and Mary went to the shops, John gave the bag to"
@@ -36,6 +44,26 @@ ATTRIBUTION: dict[str, Any] = {
     "model": MODEL,
     "method": {"type": "direct_logit_attribution"},
     "examples": [{"prompt": CLEAN, "answer": " Mary", "foil": " John"}],
+}
+PATHS: dict[str, Any] = PATCHING | {
+    "method": {"type": "path_patching", "senders": ["a0.h0"], "receivers": ["a1.h0<q>", "m1"]},
+}
+ABLATION: dict[str, Any] = {
+    "kind": "ablation",
+    "model": MODEL,
+    "method": {"type": "resample_ablation", "site": "z", "references": [CORRUPTED], "seed": 3},
+    "examples": [{"prompt": CLEAN, "answer": " Mary", "foil": " John"}],
+}
+INTERVENTION: dict[str, Any] = {
+    "kind": "intervention",
+    "model": MODEL,
+    "examples": [{"prompt": CLEAN, "answer": " Mary", "foil": " John"}],
+    "interventions": [
+        {"site": "z", "layer": 1, "head": 0, "positions": [-1], "operation": "scale", "value": 0.5},
+        {"site": "z", "layer": 0, "operation": "set", "value": {"type": "run", "prompt": CORRUPTED}},
+    ],
+    "top_k": 1,
+    "activations": [{"site": "resid_post", "layer": 1}],
 }
 FEATURES: dict[str, Any] = {"kind": "features", "model": MODEL, "sae": SAE, "prompts": [CLEAN], "top_k": 3}
 
@@ -80,6 +108,57 @@ def patching_result() -> PatchingResult:
         effects=Statistic(mean=mean, standard_error=error, count=2),
         normalized=mean,
         provenance=_provenance("activation_patching"),
+        usage=_USAGE,
+    )
+
+
+def path_patching_result() -> PatchingResult:
+    effects = InlineTensor.of([1.0], ("sender",))
+    pair = PatchedPair(
+        tokens=PairTokens(clean=_TOKENS, corrupted=_TOKENS),
+        differing_positions=(1,),
+        baselines=Baselines(clean=3.0, corrupted=-4.0),
+    )
+    return PatchingResult(
+        method="path_patching",
+        mode="noising",
+        senders=("a0.h0",),
+        receivers=("a1.h0<q>", "m1"),
+        pairs=(pair,),
+        effects=effects,
+        normalized=effects,
+        provenance=_provenance("path_patching"),
+        usage=_USAGE,
+    )
+
+
+def ablation_result() -> AblationResult:
+    effects = InlineTensor.of([[1.0, 2.0]], ("layer", "head"))
+    return AblationResult(
+        method="resample_ablation",
+        site=SiteName.Z,
+        layers=(1,),
+        heads=(0, 1),
+        seed=3,
+        examples=(AblatedExample(tokens=_TOKENS, baseline=1.0, effects=effects),),
+        effects=effects,
+        provenance=_provenance("resample_ablation"),
+        usage=_USAGE,
+    )
+
+
+def intervention_result() -> InterventionResult:
+    token = PredictedToken(token_id=1, token="a", logit=0.5)
+    example = ChangedExample(
+        tokens=_TOKENS,
+        metric=MetricChange(unpatched=1.0, patched=3.0, effect=2.0),
+        top=PredictedTokens(unpatched=(token,), patched=(token,)),
+        activations=(InlineTensor.of([[1.0, 2.0]], ("position", "d_model")),),
+    )
+    return InterventionResult(
+        examples=(example,),
+        effect=ScalarStatistic(mean=2.0, standard_error=None, count=1),
+        provenance=_provenance("intervention"),
         usage=_USAGE,
     )
 

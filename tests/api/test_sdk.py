@@ -9,13 +9,29 @@ import pytest
 
 from services.jobs.record import StoredResult
 from tests.api.conftest import Stand
-from tests.api.specs import ATTRIBUTION, FEATURES, PATCHING, attribution_result, features_result, patching_result
+from tests.api.specs import (
+    ABLATION,
+    ATTRIBUTION,
+    FEATURES,
+    INTERVENTION,
+    PATCHING,
+    PATHS,
+    ablation_result,
+    attribution_result,
+    features_result,
+    intervention_result,
+    patching_result,
+    path_patching_result,
+)
 from tests.sdk import generated_sdk, part
 
 pytestmark = pytest.mark.anyio
 
 KINDS = [
     pytest.param("PatchingSpec", PATCHING, patching_result(), id="patching"),
+    pytest.param("PatchingSpec", PATHS, path_patching_result(), id="path patching"),
+    pytest.param("AblationSpec", ABLATION, ablation_result(), id="ablation"),
+    pytest.param("InterventionSpec", INTERVENTION, intervention_result(), id="intervention"),
     pytest.param("AttributionSpec", ATTRIBUTION, attribution_result(), id="attribution"),
     pytest.param("FeaturesSpec", FEATURES, features_result(), id="features"),
 ]

@@ -9,13 +9,13 @@ from services.contracts.site import SiteName
 
 
 def activations_cost(spec: ActivationsSpec, inputs: Inputs, model: ModelFacts) -> Cost:
-    depth = max(_depth(place) for place in spec.sites)
+    depth = max(depth_of(place) for place in spec.sites)
     lengths = [len(prompt.ids) for prompt in inputs.prompts]
-    floats = sum(_floats(place, length, model) for place in spec.sites for length in lengths)
+    floats = sum(floats_of(place, length, model) for place in spec.sites for length in lengths)
     return Cost(sum(max(1, length * depth) for length in lengths), floats * FLOAT_BYTES)
 
 
-def _depth(place: Place) -> int:
+def depth_of(place: Place) -> int:
     """Blocks that a run goes through for it: none for what enters the first."""
     site, layer = place.located()
     if layer is None:
@@ -23,7 +23,8 @@ def _depth(place: Place) -> int:
     return layer if site is SiteName.RESID_PRE else layer + 1
 
 
-def _floats(place: Place, length: int, model: ModelFacts) -> int:
+def floats_of(place: Place, length: int, model: ModelFacts) -> int:
+    """Numbers of the activation there, in a prompt of `length` tokens."""
     site, _ = place.located()
     sizes = {
         "position": len(place.positions or range(length)),

@@ -13,6 +13,9 @@ from services.contracts.model import ModelFacts
 PATTERN_BYTES = 256 * 2**20
 """Patterns held at once."""
 
+ID_BYTES = 7
+"""One token id, as JSON."""
+
 
 def attention_cost(spec: AttentionSpec, inputs: Inputs, model: ModelFacts) -> Cost:
     lengths = [len(prompt.ids) for prompt in inputs.prompts]
@@ -21,18 +24,18 @@ def attention_cost(spec: AttentionSpec, inputs: Inputs, model: ModelFacts) -> Co
         depth = 1 + max((chosen.layer for chosen in spec.patterns), default=0)
         return Cost(sum(lengths) * depth, patterns * FLOAT_BYTES)
     drawn = spec.random_tokens
+    output = (patterns + 4 * 2 * 2 * model.layers * model.heads) * FLOAT_BYTES
     if drawn is not None:
-        lengths += [2 * drawn.length + spec.begins_with_bos(model)] * drawn.sequences
+        random = [2 * drawn.length + spec.begins_with_bos(model)] * drawn.sequences
+        lengths += random
+        output += sum(random) * ID_BYTES
     work = sum(length * sum(group.stop for group in layer_groups(length, model)) for length in lengths)
-    scores = 4 * 2 * 2 * model.layers * model.heads
-    return Cost(
-        work + sum(copying_token_layers(length, model) for length in lengths), (patterns + scores) * FLOAT_BYTES
-    )
+    return Cost(work + copying_token_layers(sum(lengths), model), output)
 
 
-def copying_token_layers(length: int, model: ModelFacts) -> int:
+def copying_token_layers(tokens: int, model: ModelFacts) -> int:
     """Every token through every head: values, output and a first look at the logits are about one block's work."""
-    return length * model.layers
+    return tokens * model.layers
 
 
 def layer_groups(length: int, model: ModelFacts, held_bytes: int = PATTERN_BYTES) -> Iterator[range]:

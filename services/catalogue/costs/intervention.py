@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
+from services.catalogue.costs.activations import depth_of, floats_of
 from services.catalogue.costs.cost import FLOAT_BYTES, Cost
 from services.catalogue.costs.rows import PlannedRow, Tokens, Touch, first_difference, work
 from services.contracts.inputs import Inputs, TokenizedExample
-from services.contracts.intervention import ATTENTION_SITES, InterventionSpec
+from services.contracts.intervention import InterventionSpec
 from services.contracts.metric import KlDivergence
 from services.contracts.model import ModelFacts
-from services.contracts.place import Place, heads_of
-from services.contracts.site import SiteName
+from services.contracts.place import Place
 
 TOKEN_BYTES = 60
 """One token with its logit, as JSON."""
@@ -22,7 +22,7 @@ def intervention_cost(spec: InterventionSpec, inputs: Inputs, model: ModelFacts)
     if isinstance(spec.metric, KlDivergence):
         needed += [example.prompt.ids for example in inputs.examples]
     floats = sum(
-        _floats(place, len(example.prompt.ids), model) for example in inputs.examples for place in spec.activations
+        floats_of(place, len(example.prompt.ids), model) for example in inputs.examples for place in spec.activations
     )
     tokens = 2 * spec.top_k * len(inputs.examples)
     return Cost(work(planned, model.layers, needed), floats * FLOAT_BYTES + tokens * TOKEN_BYTES)
@@ -43,7 +43,7 @@ def _rows(
         yield PlannedRow(tokens, model.layers, reads_at=at)
         yield PlannedRow(tokens, model.layers, changes + (() if number else captures), at)
     if not reads:
-        depth = max(_depth(place) for place in spec.activations)
+        depth = max(depth_of(place) for place in spec.activations)
         yield PlannedRow(tokens, depth, changes + captures)
 
 
@@ -62,22 +62,3 @@ def _changes(spec: InterventionSpec, tokens: Tokens, runs: dict[int, Tokens]) ->
 def _touch(place: Place, tokens: Tokens) -> Touch:
     site, layer = place.located()
     return Touch(site, layer, min(place.indices(len(tokens)) or (0,)))
-
-
-def _depth(place: Place) -> int:
-    """Blocks to run for what is captured there."""
-    site, layer = place.located()
-    if layer is None:
-        return 0
-    return layer if site is SiteName.RESID_PRE else layer + 1
-
-
-def _floats(place: Place, length: int, model: ModelFacts) -> int:
-    site, _ = place.located()
-    positions = length if place.positions is None else len(place.positions)
-    heads = heads_of(site, model) if place.head is None else 1
-    if site in ATTENTION_SITES:
-        return positions * heads * length
-    if heads_of(site, model):
-        return positions * heads * model.d_head
-    return positions * (model.d_mlp if site is SiteName.MLP_POST else model.d_model)

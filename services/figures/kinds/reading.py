@@ -63,7 +63,7 @@ def title(result: Result, *parts: str) -> str:
 
 def notes(result: Result, *first: str) -> tuple[str, ...]:
     """The notes of a kind, then the result's own warnings."""
-    return tuple(labels.shorten(note, _NOTE_CHARACTERS) for note in (*first, *result.warnings[:3]) if note)
+    return tuple(labels.plain(note, _NOTE_CHARACTERS) for note in (*first, *result.warnings[:3]) if note)
 
 
 def number(value: float) -> str:

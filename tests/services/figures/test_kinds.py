@@ -278,6 +278,11 @@ def test_no_token_is_too_hard_to_draw(result: JobResult, media_type: str) -> Non
     assert draw(result, media_type)
 
 
+def test_the_results_warnings_stand_below_it_whatever_they_quote() -> None:
+    warned = LAYERS_BY_HEADS.model_copy(update={"warnings": ("no effect at \U000e0100",)})
+    assert "no effect at \\U000e0100" in texts(drawn(warned))
+
+
 def test_tokens_are_text_and_never_markup_or_formulas() -> None:
     shown = texts(drawn(samples.features(samples.HARD)))
     assert {"$x_1$", "<b>&", "\\n", "\\x00", "␣Привет", "\\u202e", "a--b"} <= set(shown)

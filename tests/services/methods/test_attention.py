@@ -251,6 +251,12 @@ def test_prompts_without_a_repeated_token_do_not_count_and_alone_give_nulls(labo
     assert isinstance(of_kind(together.scores, "previous_token"), Statistic)
 
 
+def test_a_prompt_of_bos_alone_has_nothing_to_score(laboratory: Laboratory) -> None:
+    result = run(laboratory, job("gpt2", prompts=[{"type": "tokens", "tokens": [0]}]))
+    for kind in (*ATTENTION, "copying"):
+        assert np.isnan(array(of_kind(result.scores, kind))).all()
+
+
 def test_reading_some_layers_at_a_time_gives_the_same_scores_and_patterns(laboratory: Laboratory) -> None:
     spec = SPEC.validate_json(
         json.dumps(job("llama", prompts=[PROMPT, "The Eiffel Tower"], patterns=[{"layer": 2, "head": 1}]))
@@ -319,7 +325,8 @@ def test_the_estimate_is_the_bill_and_bounds_the_size(laboratory: Laboratory, ch
         prompt.patterns.array().nbytes for prompt in result.prompts if isinstance(prompt.patterns, InlineTensor)
     )
     scores = 2 * 4 * 2 * LAYERS * HEADS * 4 if changes.get("scores", True) else 0
-    assert cost.output_bytes == drawn + scores
+    ids = 7 * sum(len(sequence) for sequence in result.random_sequences or ())
+    assert cost.output_bytes == drawn + scores + ids
 
 
 def test_smollm2s_induction_heads_are_found(smollm2: Laboratory) -> None:

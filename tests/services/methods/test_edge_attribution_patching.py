@@ -10,13 +10,18 @@ import pytest
 from services.catalogue.resolve import Limits, resolve
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.edge_attribution_patching import EdgeAttributionOutcome, EdgeAttributionPatching
-from services.contracts.errors import ErrorCode, InvalidSpec
+from services.contracts.errors import ErrorCode, InvalidSpec, JobFailed
 from services.contracts.node import Edge, Writer
 from services.contracts.quadrature import nodes_of
+from services.contracts.site import SiteName
 from services.contracts.tensor import InlineTensor, Statistic
+from services.engine.row import Capture, Row, Site
 from services.engine.ticket import JobTicket
+from services.engine.weights import Weights
 from services.methods import edge_attribution_patching
 from services.methods.context import MethodContext
+from services.methods.edges import Edges
+from services.methods.graph import Graph
 from tests.services.methods.conftest import FAMILIES, SPEC, Laboratory
 from tests.services.methods.edge_reference import EdgeReference, Set
 
@@ -110,7 +115,7 @@ def test_the_edges_of_the_input_complete_to_the_metrics_change(laboratory: Labor
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_a_layers_own_path_completes_to_what_its_corruption_does(laboratory: Laboratory, family: str) -> None:
-    outcome = run(laboratory, job(family, method={"variant": "eap_ig_activations", "steps": 100}))
+    outcome = run(laboratory, job(family, method={"variant": "eap_ig_activations", "steps": 40}))
     reference = EdgeReference(laboratory, model_id(family), outcome.pairs[0].tokens)
     scores, clean = array(outcome.scores), reference.metric({})
     for place, prefix in ((("attn_out", 1), "a1."), (("mlp_out", 0), "m0")):
@@ -234,6 +239,41 @@ def test_what_edges_cannot_tell_is_refused(
     violation = refused.value.violations[0]
     assert (violation.pointer, violation.code) == (pointer, code)
     assert sentence in violation.message
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_a_model_without_a_site_that_edges_need_is_refused_with_its_reason(laboratory: Laboratory, family: str) -> None:
+    facts = laboratory.catalogue.model(model_id(family))
+    method = EdgeAttributionPatching(type="edge_attribution_patching")
+    assert not list(method.violations(facts))
+    lacking = facts.model_copy(
+        update={
+            "parallel_blocks": False,
+            "sites": tuple(
+                site.model_copy(update={"readable": False, "writable": False, "reason": "it is not there"})
+                if site.name is SiteName.RESID_MID
+                else site
+                for site in facts.sites
+            ),
+        }
+    )
+    (violation,) = method.violations(lacking)
+    assert (violation.pointer, violation.code) == ("/method/type", ErrorCode.UNKNOWN_SITE)
+    assert "resid_mid: it is not there" in violation.message
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_heads_that_read_something_else_than_the_residual_stream_are_not_taken_apart(
+    laboratory: Laboratory, family: str
+) -> None:
+    model = laboratory.model(model_id(family))
+    edges = Edges(Graph.of(model.facts), Weights(model))
+    row = Row((5, 17, 40, 3), captures=edges.taken_to_check())
+    (outcome,) = laboratory.engine.run(model, [row], job=JobTicket("job", "someone"))
+    edges.check(outcome.captures)
+    keys = Capture(Site(SiteName.K, 2))
+    with pytest.raises(JobFailed, match="makes the k of layer 2 of something else"):
+        edges.check({**outcome.captures, keys: outcome.captures[keys].flip(0)})
 
 
 def test_smollm2s_edges_complete_to_its_logit_difference(smollm2: Laboratory) -> None:

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from services.catalogue.catalogue import open_catalogue
 from services.contracts.attribution import AttributionResult
 from services.contracts.edge_attribution_patching import EdgeAttributionOutcome
 from services.contracts.quadrature import nodes_of
@@ -23,24 +22,22 @@ from services.engine.row import Capture, Gradients, Intervention, Row, Site
 from services.engine.ticket import JobTicket
 from services.models.load import LoadedModel
 from tests.families import FAMILIES, NATIVES
-from tests.prepared import prepare_family
 from tests.services.methods.conftest import Laboratory
 from tests.services.methods.test_edge_attribution_patching import array, job, model_id
 
 EVERY = (*FAMILIES, *NATIVES)
 STEPS = 3
+ANSWERS = (33, 60)
+PAIR = {
+    "clean": {"type": "tokens", "tokens": [17, 41, 5, 230, 99, 8, 310, 41]},
+    "corrupted": {"type": "tokens", "tokens": [18, 77, 41, 231, 5, 12, 8, 300]},
+    "answer": ANSWERS[0],
+    "foil": ANSWERS[1],
+}
+"""Unlike at every position, so that no position's gradient is left out."""
 EMBED = Capture(Site(SiteName.EMBED))
 
 Activations = Mapping[Capture, Float[Tensor, "position ..."]]
-
-
-@pytest.fixture(scope="session")
-def every_family(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
-    """A tiny model of every family that lensd serves."""
-    home = tmp_path_factory.mktemp("home")
-    for family in EVERY:
-        prepare_family(family, tmp_path_factory.mktemp("sources"), home)
-    return Laboratory(engine, open_catalogue(home))
 
 
 @dataclass
@@ -50,7 +47,6 @@ class Nodes:
     engine: Engine
     model: LoadedModel
     tokens: PairTokens
-    answers: tuple[int, int]
 
     def scores(self, variant: str) -> dict[str, float]:
         """(u_clean − u_corrupted) · ∂m/∂u by node; `a1` is all of a layer's heads together."""
@@ -91,7 +87,7 @@ class Nodes:
 
     def _gradients(self, variant: str, clean: Tensor, corrupted: Tensor) -> Activations:
         path = [(1.0, 1.0)] if variant == "eap" else nodes_of("midpoint", STEPS)
-        readout = TokenLogits(len(self._clean) - 1, self.answers)
+        readout = TokenLogits(len(self._clean) - 1, ANSWERS)
         taken = Gradients(Weighted((1.0, -1.0)), self._sites())
         summed: dict[Capture, Tensor] = {}
         for alpha, weight in path:
@@ -111,15 +107,13 @@ def out_of(outcome: EdgeAttributionOutcome, prefix: str) -> float:
 @pytest.mark.parametrize("variant", ["eap", "eap_ig_inputs"])
 @pytest.mark.parametrize("family", EVERY)
 def test_the_edges_out_of_a_node_add_up_to_the_nodes_score(every_family: Laboratory, family: str, variant: str) -> None:
-    body = job(family, method={"variant": variant, "steps": STEPS})
+    body = job(family, method={"variant": variant, "steps": STEPS}, pairs=[PAIR])
     result: Any = every_family.run(body)
     assert isinstance(result, AttributionResult)
     outcome = result.attribution
     assert isinstance(outcome, EdgeAttributionOutcome)
-    tokenizer = every_family.catalogue.tokenizer(model_id(family))
-    mary, john = (tokenizer.read(name, bos=False).ids[0] for name in (" Mary", " John"))
     model = every_family.model(model_id(family))
-    expected = Nodes(every_family.engine, model, outcome.pairs[0].tokens, (mary, john)).scores(variant)
+    expected = Nodes(every_family.engine, model, outcome.pairs[0].tokens).scores(variant)
     largest = max(map(abs, expected.values()))
     facts = model.facts
     assert len(expected) == 1 + facts.layers * (1 + (not facts.post_norms) * facts.heads + (facts.d_mlp > 0))
