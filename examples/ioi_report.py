@@ -1,17 +1,16 @@
 """What examples/ioi.py found, as a file of figures, plots, and the tables of docs/ioi.md."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 
 from examples.client import Array, Json
+from examples.page import rounded, write_figures, write_tables
 
-BEGIN, END = "<!-- tables written by examples/ioi.py -->", "<!-- end of tables -->"
+SCRIPT = "examples/ioi.py"
 
 LOOKS = {
     "name mover": ("logits", "END→IO"),
@@ -34,7 +33,8 @@ SCORES = {"duplicate token": "duplicate_token", "induction": "induction", "previ
 def write_report(found: Json, docs: Path) -> None:
     """docs/ioi.json, docs/ioi-heads.png, docs/ioi-paths.png, docs/ioi-attention.png, and the tables of docs/ioi.md."""
     mpl.use("Agg")
-    (docs / "ioi.json").write_text(json.dumps(_rounded(found), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    found = rounded(found)
+    write_figures(found, docs / "ioi.json")
     layers, heads = np.shape(found["direct"]["heads"])
     by_step = {name: _heatmap(step, layers, heads) for name, step in found["steps"].items()}
     direct = np.array(found["direct"]["heads"]) / found["behaviour"]["clean"]["mean"]
@@ -44,16 +44,7 @@ def write_report(found: Json, docs: Path) -> None:
     if rest:
         _draw_heatmaps(rest, docs / "ioi-paths.png")
     _draw_attention(found, docs / "ioi-attention.png")
-    _write_tables(found, docs / "ioi.md")
-
-
-def _rounded(node: Any) -> Any:
-    """Floats to four decimals: the file is read by people and compared by git."""
-    if isinstance(node, float):
-        return round(node, 4)
-    if isinstance(node, dict):
-        return {key: _rounded(value) for key, value in node.items()}
-    return [_rounded(value) for value in node] if isinstance(node, list | tuple) else node
+    write_tables([*_behaviour_table(found), "", *_class_table(found)], docs / "ioi.md", SCRIPT)
 
 
 def _heatmap(step: Json, layers: int, heads: int) -> Array:
@@ -97,14 +88,6 @@ def _draw_attention(found: Json, path: Path) -> None:
         axis.legend(fontsize=7, loc="best")
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def _write_tables(found: Json, page: Path) -> None:
-    """Put the tables between the page's two marks."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    tables = "\n".join([*_behaviour_table(found), "", *_class_table(found)])
-    page.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
 
 
 def _behaviour_table(found: Json) -> Iterator[str]:

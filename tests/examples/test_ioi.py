@@ -7,7 +7,8 @@ import pytest
 
 from examples.ioi import Step, place
 from examples.ioi_prompts import Cut, examples, pairs, positions, sample, single_token_names
-from examples.ioi_report import BEGIN, END, LOOKS, write_report
+from examples.ioi_report import LOOKS, SCRIPT, write_report
+from examples.page import BEGIN, END
 from services.catalogue.catalogue import Catalogue
 
 
@@ -78,10 +79,11 @@ def found() -> dict[str, Any]:
 
 def test_the_report_puts_its_tables_between_the_pages_marks(tmp_path: Path) -> None:
     page = tmp_path / "ioi.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    begin = BEGIN.format(SCRIPT)
+    page.write_text(f"before\n{begin}\nold\n{END}\nafter\n", encoding="utf-8")
     write_report(found(), tmp_path)
     text = page.read_text(encoding="utf-8")
-    assert text.startswith(f"before\n{BEGIN}\n| prompts |")
+    assert text.startswith(f"before\n{begin}\n| prompts |")
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
     assert "| name mover | 0.1 | → logits | -25.0 ± 1.0 | +2.00 | END→IO 0.70 | copying 0.00 |" in text
