@@ -81,7 +81,7 @@ class Study:
         return self.lensd.tokens(MODEL, text)
 
     def run(self, kind: str, **fields: Any) -> Json:
-        return self.lensd.run({"kind": kind, "model": MODEL, "metric": {"type": "logit_diff"}, **fields})
+        return self.lensd.run({"kind": kind, "model": MODEL, "metric": {"type": "logit_diff"}} | fields)
 
 
 def behaviour(study: Study) -> Json:
@@ -108,15 +108,38 @@ def preference(differences: Array) -> Json:
 
 
 def direct(study: Study) -> Json:
-    """What every head and MLP writes straight into the logit difference."""
-    result = study.run("attribution", method={"type": "direct_logit_attribution"}, examples=examples(study.drawn))
-    terms = result["attribution"]["terms"]
+    """What every head and MLP writes straight into the logit difference, and heads into three names' own logits."""
+    terms = written(study, examples(study.drawn), "logit_diff")
+    answers = {
+        "IO": [prompt.indirect_object for prompt, _ in study.drawn],
+        "S": [prompt.subject for prompt, _ in study.drawn],
+        "other": [others[0] for _, others in study.drawn],
+    }
+    names = {
+        who: [
+            {"prompt": prompt.clean, "answer": f" {name}"}
+            for (prompt, _), name in zip(study.drawn, of_prompts, strict=True)
+        ]
+        for who, of_prompts in answers.items()
+    }
     return {
         "heads": study.lensd.array(terms["heads"]).tolist(),
         "errors": study.lensd.standard_error(terms["heads"]).tolist(),
         "mlps": study.lensd.array(terms["mlps"]).tolist(),
         "embedding": float(study.lensd.array(terms["embedding"])),
+        "logits": {
+            name: study.lensd.array(written(study, of_name, "logit")["heads"]).tolist()
+            for name, of_name in names.items()
+        },
     }
+
+
+def written(study: Study, asked: Sequence[Json], metric: str) -> Json:
+    """The direct terms of a metric, means over examples."""
+    method = {"type": "direct_logit_attribution"}
+    result = study.run("attribution", method=method, examples=list(asked), metric={"type": metric})
+    terms: Json = result["attribution"]["terms"]
+    return terms
 
 
 def paths(study: Study, receivers: Sequence[str], position: str) -> Step:

@@ -1,17 +1,16 @@
 """What examples/ioi.py found, as a file of figures, plots, and the tables of docs/ioi.md."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 
 from examples.client import Array, Json
+from examples.page import rounded, write_figures, write_tables
 
-BEGIN, END = "<!-- tables written by examples/ioi.py -->", "<!-- end of tables -->"
+SCRIPT = "examples/ioi.py"
 
 LOOKS = {
     "name mover": ("logits", "END→IO"),
@@ -24,6 +23,9 @@ LOOKS = {
 }
 """For each class of heads the step that finds it, and the look that is shown."""
 
+PANELS = 4
+"""Classes in one row of the picture."""
+
 SCORES = {"duplicate token": "duplicate_token", "induction": "induction", "previous token": "previous_token"}
 """The score that a class should have on repeated random tokens; for all others, how many names the head copies."""
 
@@ -31,7 +33,8 @@ SCORES = {"duplicate token": "duplicate_token", "induction": "induction", "previ
 def write_report(found: Json, docs: Path) -> None:
     """docs/ioi.json, docs/ioi-heads.png, docs/ioi-paths.png, docs/ioi-attention.png, and the tables of docs/ioi.md."""
     mpl.use("Agg")
-    (docs / "ioi.json").write_text(json.dumps(_rounded(found), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    found = rounded(found)
+    write_figures(found, docs / "ioi.json")
     layers, heads = np.shape(found["direct"]["heads"])
     by_step = {name: _heatmap(step, layers, heads) for name, step in found["steps"].items()}
     direct = np.array(found["direct"]["heads"]) / found["behaviour"]["clean"]["mean"]
@@ -41,16 +44,7 @@ def write_report(found: Json, docs: Path) -> None:
     if rest:
         _draw_heatmaps(rest, docs / "ioi-paths.png")
     _draw_attention(found, docs / "ioi-attention.png")
-    _write_tables(found, docs / "ioi.md")
-
-
-def _rounded(node: Any) -> Any:
-    """Floats to four decimals: the file is read by people and compared by git."""
-    if isinstance(node, float):
-        return round(node, 4)
-    if isinstance(node, dict):
-        return {key: _rounded(value) for key, value in node.items()}
-    return [_rounded(value) for value in node] if isinstance(node, list | tuple) else node
+    write_tables([*_behaviour_table(found), "", *_class_table(found)], docs / "ioi.md", SCRIPT)
 
 
 def _heatmap(step: Json, layers: int, heads: int) -> Array:
@@ -77,29 +71,23 @@ def _draw_heatmaps(panels: dict[str, Array], path: Path) -> None:
 def _draw_attention(found: Json, path: Path) -> None:
     """Where the heads of each class look, one panel a class."""
     classes = {name: heads for name, heads in found["classes"].items() if heads}
+    rows, most = max(1, -(-len(classes) // PANELS)), max(map(len, classes.values()), default=1)
     figure, axes = plt.subplots(
-        1, max(1, len(classes)), figsize=(3.2 * max(1, len(classes)), 3.8), layout="constrained", squeeze=False
+        rows, PANELS, figsize=(3 * PANELS, 3.4 * rows), layout="constrained", squeeze=False, sharex=True
     )
-    for axis, (name, heads) in zip(axes[0], classes.items(), strict=False):
+    for axis in axes.flat[len(classes) :]:
+        axis.axis("off")
+    for axis, (name, heads) in zip(axes.flat, classes.items(), strict=False):
         query = LOOKS[name][1].partition("→")[0]
         looks = [look for look in found["attention"][heads[0]] if look.startswith(f"{query}→")]
         for offset, look in enumerate(looks):
             weights = [found["attention"][head][look] for head in heads]
             axis.barh(np.arange(len(heads)) + 0.25 * offset, weights, height=0.25, label=look)
         axis.set_yticks(np.arange(len(heads)), [_name(head) for head in heads])
-        axis.invert_yaxis()
-        axis.set(title=name, xlabel="mean attention", xlim=(0, 1))
-        axis.legend(fontsize=7)
+        axis.set(title=name, xlabel="mean attention", xlim=(0, 1), ylim=(most, -0.5))
+        axis.legend(fontsize=7, loc="best")
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def _write_tables(found: Json, page: Path) -> None:
-    """Put the tables between the page's two marks."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    tables = "\n".join([*_behaviour_table(found), "", *_class_table(found)])
-    page.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
 
 
 def _behaviour_table(found: Json) -> Iterator[str]:
@@ -111,7 +99,7 @@ def _behaviour_table(found: Json) -> Iterator[str]:
 
 
 def _class_table(found: Json) -> Iterator[str]:
-    yield "| class | head | path | effect, % of the logit difference | direct, logits | looks | score |"
+    yield "| class | head | path | effect, % of the logit difference | writes to IO, S, another name | looks | score |"
     yield "|---|---|---|---|---|---|---|"
     for name, (step, look) in LOOKS.items():
         for head in found["classes"].get(name, []):
@@ -119,11 +107,11 @@ def _class_table(found: Json) -> Iterator[str]:
             made = found["steps"][step]
             at = made["senders"].index(head)
             effect = f"{100 * made['effects'][at]:+.1f} ± {100 * made['errors'][at]:.1f}"
-            direct = found["direct"]["heads"][layer][index]
+            direct = ", ".join(f"{logits[layer][index]:+.2f}" for logits in found["direct"]["logits"].values())
             weight = f"{look} {found['attention'][head][look]:.2f}"
             score = SCORES.get(name, "copying")
             own = f"{score.replace('_', ' ')} {found['scores'][score][layer][index]:.2f}"
-            yield f"| {name} | {_name(head)} | → {step} | {effect} | {direct:+.2f} | {weight} | {own} |"
+            yield f"| {name} | {_name(head)} | → {step} | {effect} | {direct} | {weight} | {own} |"
         if not found["classes"].get(name):
             yield f"| {name} | none | | | | | |"
 

@@ -7,7 +7,8 @@ import pytest
 
 from examples.ioi import Step, place
 from examples.ioi_prompts import Cut, examples, pairs, positions, sample, single_token_names
-from examples.ioi_report import BEGIN, END, LOOKS, write_report
+from examples.ioi_report import LOOKS, SCRIPT, write_report
+from examples.page import BEGIN, END
 from services.catalogue.catalogue import Catalogue
 
 
@@ -68,7 +69,7 @@ def found() -> dict[str, Any]:
     looks = {"END→IO": 0.7, "END→S1": 0.1, "END→S2": 0.2}
     return {
         "behaviour": {"clean": preference, "s2_flip": preference, "abc": preference},
-        "direct": {"heads": [[0.0, 1.5], [0.0, 0.0]]},
+        "direct": {"heads": [[0.0, 1.5], [0.0, 0.0]], "logits": {"IO": [[0.0, 2.0], [0.0, 0.0]]}},
         "steps": {"logits": one},
         "classes": {"name mover": ["a0.h1"]},
         "attention": {"a0.h1": looks},
@@ -78,12 +79,13 @@ def found() -> dict[str, Any]:
 
 def test_the_report_puts_its_tables_between_the_pages_marks(tmp_path: Path) -> None:
     page = tmp_path / "ioi.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    begin = BEGIN.format(SCRIPT)
+    page.write_text(f"before\n{begin}\nold\n{END}\nafter\n", encoding="utf-8")
     write_report(found(), tmp_path)
     text = page.read_text(encoding="utf-8")
-    assert text.startswith(f"before\n{BEGIN}\n| prompts |")
+    assert text.startswith(f"before\n{begin}\n| prompts |")
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
-    assert "| name mover | 0.1 | → logits | -25.0 ± 1.0 | +1.50 | END→IO 0.70 | copying 0.00 |" in text
+    assert "| name mover | 0.1 | → logits | -25.0 ± 1.0 | +2.00 | END→IO 0.70 | copying 0.00 |" in text
     assert text.count("| none |") == len(LOOKS) - 1
     assert {path.name for path in tmp_path.iterdir()} == {"ioi.md", "ioi.json", "ioi-heads.png", "ioi-attention.png"}

@@ -78,16 +78,6 @@ def test_activation_patching_follows_the_residual_stream(hand_built: Laboratory)
     np.testing.assert_allclose(patched(hand_built, EARLIER, "mlp_out"), 0, atol=NOTHING)
 
 
-def test_direct_logit_attribution_finds_the_induction_head(hand_built: Laboratory) -> None:
-    result = run(hand_built, "attribution", {"type": "direct_logit_attribution"}, examples=[EXAMPLE])
-    terms = result.attribution.terms
-    (example,) = result.attribution.examples
-    assert example.metric == pytest.approx(CLEAN_LOGIT, rel=1e-3)
-    assert_only(array(terms.heads), {INDUCTION: example.metric}, tolerance=1e-5)
-    for term in (terms.embedding, terms.mlps, terms.attention_bias):
-        np.testing.assert_allclose(array(term), 0, atol=1e-4)
-
-
 def changed(laboratory: Laboratory, *interventions: dict[str, Any]) -> Any:
     result = run(
         laboratory,
