@@ -81,15 +81,15 @@ def sweeps(laboratory: Laboratory) -> list[Line]:
     base = result.pairs[0].baselines.corrupted
     lines: list[Line] = []
     for name, ours, function in (
-        ("resid_pre", result, transformer_lens_patching.get_act_patch_resid_pre),
-        ("z", patching(laboratory, [pair], site="z"), transformer_lens_patching.get_act_patch_attn_head_out_all_pos),
+        ("resid_pre", result, "get_act_patch_resid_pre"),
+        ("z", patching(laboratory, [pair], site="z"), "get_act_patch_attn_head_out_all_pos"),
     ):
-        theirs = function(bridge, corrupted, cache, metric).numpy() - base
+        theirs = getattr(transformer_lens_patching, function)(bridge, corrupted, cache, metric).numpy() - base
         found = array(ours.effects)
         lines.append(
             (
                 f"`{name}` sweep",
-                f"`{function.__name__}`",
+                f"`{function}`",
                 f"{found.size} cells",
                 f"{np.abs(found - theirs).max():.1e} logits",
             )
