@@ -56,6 +56,11 @@ class BranchedPasses:
 
 
 def _aligned(lanes: Sequence[Lane]) -> list[Lane]:
-    """Every lane extended to the left as far as padding would reach: lanes of one length then start together."""
+    """Every lane extended to the left as far as padding would reach: lanes of one length then start together.
+
+    But not a step of a continuation: what it changed at earlier positions is in its past alone.
+    """
     slots = max(lane.reach for lane in lanes)
-    return [replace(lane, start=max(0, len(lane.row.tokens) - slots)) for lane in lanes]
+    return [
+        lane if lane.past is not None else replace(lane, start=max(0, len(lane.row.tokens) - slots)) for lane in lanes
+    ]

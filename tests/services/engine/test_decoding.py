@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,21 @@ def assert_same(found: Sequence[Generated], expected: Sequence[Generated]) -> No
     for one, other in zip(found, expected, strict=True):
         assert (one.tokens, one.stopped) == (other.tokens, other.stopped)
         assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+
+
+def test_a_steered_text_whose_step_shares_a_batch_with_a_prompt_goes_on_as_it_would_alone(
+    engine: Engine, model: LoadedModel
+) -> None:
+    steered_text, prompt = Continuation(PROMPT, NEW, (steered(3.0),)), Continuation(SOURCE[:2], 1)
+    (alone,) = engine.generate(model, [steered_text], job=JobTicket("alone", "owner"))
+    others: list[Any] = []
+
+    def ask(_index: int, _token: int, _log_prob: float) -> None:
+        others.extend(engine.submit_continuations(model, [prompt], job=JobTicket("other", "owner")))
+
+    (future,) = engine.submit_continuations(model, [steered_text], job=JobTicket("job", "owner"), on_token=ask)
+    assert_same([future.result(60)], [alone])
+    assert len([other.result(60) for other in others]) == NEW
 
 
 @pytest.mark.parametrize("family", BY_HAND)
