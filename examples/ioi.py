@@ -1,6 +1,6 @@
 """Indirect object identification in SmolLM2-135M, by jobs alone (Wang et al. 2022, arXiv:2211.00593).
 
-    LENSD_KEY=... python -m examples.ioi [--pairs 100] [--path-pairs 20] [--seed 0]
+    LENSD_KEY=... python -m examples.ioi [--pairs 100] [--path-pairs 40] [--seed 0]
 
 Each step asks for what the step before it found, as the paper does:
 
@@ -249,7 +249,7 @@ def looking(looks: dict[str, Json], heads: Sequence[str], target: str, *others: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=100, help="prompts of behaviour and direct attribution")
-    parser.add_argument("--path-pairs", type=int, default=20, help="of them for path patching and attention")
+    parser.add_argument("--path-pairs", type=int, default=40, help="of them for path patching and attention")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     with connect() as lensd:
