@@ -138,7 +138,10 @@ class AttributionCheck(Contract):
     largest_error: Annotated[float, Field(description="max |estimated − exact|, in the metric's units.")]
     false_negatives: Annotated[
         int,
-        Field(description="Sampled nodes whose exact effect is larger in magnitude than the smallest among the top."),
+        Field(
+            description="Sampled nodes whose exact effect is larger in magnitude than the smallest among the top, and "
+            "than a thousandth of the largest that was found."
+        ),
     ]
     cells: tuple[CheckedNode, ...]
 

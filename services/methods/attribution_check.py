@@ -1,8 +1,8 @@
 """Attribution patching against activation patching: some nodes patched exactly, for every result.
 
 1. the nodes with the largest estimates, and a seeded sample of the others, are patched one by one on every pair;
-2. the two columns are compared: rank correlation, largest error, and how many sampled nodes matter more than the least
-   of the top (false negatives).
+2. the two columns are compared: rank correlation, largest error, and how many sampled nodes matter at all, and more
+   than the least of the top (false negatives).
 
 Nodes before the first token that differs have no effect and no estimate: they are not among the candidates.
 """
@@ -24,6 +24,9 @@ from services.methods.context import MethodContext
 from services.methods.metric import finite
 
 ROWS_AT_ONCE = 8_192
+
+NEGLIGIBLE = 1e-3
+"""Of the largest exact effect: a node with less than that is not missed."""
 
 Column = Float64[np.ndarray, " cell"]
 
@@ -62,7 +65,7 @@ def check(
     top, sampled = _chosen(nodes, method)
     exact = _exact([*top, *sampled], tasks, context)
     estimated = np.array([node.estimated for node in (*top, *sampled)])
-    least = np.abs(exact[: len(top)]).min(initial=np.inf)
+    least = max(np.abs(exact[: len(top)]).min(initial=np.inf), NEGLIGIBLE * np.abs(exact).max(initial=0.0))
     return AttributionCheck(
         rank_correlation=rank_correlation(estimated, exact),
         largest_error=float(np.abs(estimated - exact).max(initial=0.0)),
