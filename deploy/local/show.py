@@ -34,14 +34,14 @@ def show_patching(console: Console, result: Json) -> None:
         differs = position in pair["differing_positions"]
         header.append(_fit(token), Style(bold=True, underline=differs))
         second.append(_fit(corrupted[position] if differs else ""), Style(dim=True))
-    console.print(header)
-    console.print(second)
+    console.print(header, soft_wrap=True)
+    console.print(second, soft_wrap=True)
     rows = list(_rows(result["normalized"]))
     for layer, row in zip(reversed(result["layers"]), reversed(rows), strict=True):
         line = Text(f"  L{layer:<4} ")
         for value in row:
             line.append(_cell(value), _diverging(value))
-        console.print(line)
+        console.print(line, soft_wrap=True)
 
 
 def show_attribution(console: Console, result: Json, top: int = 12) -> None:
