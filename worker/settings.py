@@ -34,7 +34,7 @@ class WorkerSettings(BaseSettings):
     ]
     model_cache_bytes: Annotated[int, Field(gt=0)] = 8 * 2**30
     sae_cache_bytes: Annotated[int, Field(gt=0)] = 2 * 2**30
-    batch_tokens: Annotated[int, Field(ge=16, le=1_000_000, description="positions in one batch")] = 512
+    batch_tokens: Annotated[int, Field(ge=16, le=1_000_000, description="positions in one batch")] = 768
     gradient_batch_tokens: Annotated[int, Field(ge=16, le=1_000_000, description="in one with gradients")] = 256
     past_bytes: Annotated[int, Field(ge=0, description="for keys and values of texts under way")] = 512 * 2**20
     base_run_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20

@@ -12,7 +12,7 @@ class EngineLimits:
     waits for others of its job, or runs all its positions at every step. `threads` is torch's intra-op thread count.
     """
 
-    batch_tokens: int = 512
+    batch_tokens: int = 768
     gradient_batch_tokens: int = 256
     base_run_bytes: int = 512 * 2**20
     past_bytes: int = 512 * 2**20
