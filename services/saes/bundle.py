@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from services.saes.activation import Activation, Relu, TopK
 from services.saes.config import (
     CONFIG_FILE,
     EXTRAS_FILE,
@@ -19,7 +20,7 @@ from services.saes.config import (
     sha256_of,
 )
 from services.saes.errors import InvalidBundle, SaeMismatch
-from services.saes.sae import Activation, Relu, Sae, TopK
+from services.saes.sae import Sae
 
 SAELENS_FORMAT = "6.54.12"
 
