@@ -70,6 +70,7 @@ class ErrorCode(StrEnum):
     WORKER_LOST = "worker_lost"
     METHOD_FAILED = "method_failed"
     MODEL_UNAVAILABLE = "model_unavailable"
+    SAE_UNAVAILABLE = "sae_unavailable"
     OUT_OF_MEMORY = "out_of_memory"
     DEADLINE_EXCEEDED = "deadline_exceeded"
 

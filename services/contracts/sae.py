@@ -13,7 +13,7 @@ class SaeFacts(Contract):
 
     id: CatalogueId
     model: CatalogueId
-    architecture: Literal["topk", "standard"]
+    architecture: Literal["topk", "standard", "jumprelu", "gated"]
     site: SiteName
     layer: int
     d_model: int

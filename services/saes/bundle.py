@@ -1,7 +1,6 @@
 """An SAE's folder on disk, in SAELens' format: loading without SAELens, and saving so that SAELens loads it exactly."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from services.saes.activation import Activation, Relu, TopK
+from services.saes.activation import Activation, Gated, JumpRelu, Relu, TopK
 from services.saes.config import (
     CONFIG_FILE,
     EXTRAS_FILE,
@@ -25,13 +24,18 @@ from services.saes.sae import Sae
 SAELENS_FORMAT = "6.54.12"
 
 
-def _topk(config: SaeConfig) -> Activation:
-    assert config.k is not None
-    return TopK(config.k)
-
-
-ACTIVATIONS: dict[str, Callable[[SaeConfig], Activation]] = {"topk": _topk, "standard": lambda config: Relu()}
-"""A new architecture joins here and in `SaeConfig`: its name, and the shapes of its own tensors if it has any."""
+def _activation(config: SaeConfig, weights: dict[str, Tensor]) -> Activation:
+    """The activation function with its own tensors; a new architecture joins here and in `SaeConfig`."""
+    match config.architecture:
+        case "topk":
+            assert config.k is not None
+            return TopK(config.k)
+        case "standard":
+            return Relu()
+        case "jumprelu":
+            return JumpRelu(weights["threshold"])
+        case "gated":
+            return Gated(b_gate=weights["b_gate"], r_mag=weights["r_mag"], b_mag=weights["b_mag"])
 
 
 def load_sae(
@@ -56,11 +60,14 @@ def load_sae(
     if expected_sha256 is not None and sha256 != expected_sha256:
         raise InvalidBundle(f"{folder.name}/{WEIGHTS_FILE} has sha256 {sha256}, expected {expected_sha256}")
     weights = _finite(path, device, dtype)
-    if config.rescale_acts_by_decoder_norm:
+    if config.rescale_acts_by_decoder_norm and config.architecture == "topk":
         _fold_decoder_norms(weights)
     return Sae(
-        **weights,
-        activation=ACTIVATIONS[config.architecture](config),
+        W_enc=weights["W_enc"],
+        b_enc=weights["b_gate" if config.architecture == "gated" else "b_enc"],
+        W_dec=weights["W_dec"],
+        b_dec=weights["b_dec"],
+        activation=_activation(config, weights),
         apply_b_dec_to_input=config.apply_b_dec_to_input,
         hook_name=config.metadata.hook_name,
         model_id=config.metadata.lensd.model_id,
@@ -84,7 +91,7 @@ def _finite(path: Path, device: torch.device | str, dtype: torch.dtype) -> dict[
 
 def _fold_decoder_norms(weights: dict[str, Tensor]) -> None:
     """Makes decoder rows unit vectors; the same SAE as one that scales its activations by their norms."""
-    norms = weights["W_dec"].norm(dim=-1)
+    norms = weights["W_dec"].norm(dim=-1).clamp(min=1e-8)
     weights["W_enc"] = weights["W_enc"] * norms
     weights["b_enc"] = weights["b_enc"] * norms
     weights["W_dec"] = weights["W_dec"] / norms[:, None]
@@ -104,7 +111,7 @@ def save_sae(sae: Sae, folder: Path, *, model_name: str, context: int, dtype: to
     `model_name` is the model's Hugging Face name, `context` the length of the rows it was trained on; both for SAELens.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: getattr(sae, name).to(dtype).contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    weights = {name: tensor.to(dtype).contiguous() for name, tensor in _tensors(sae).items()}
     _save(weights, folder / WEIGHTS_FILE)
     if sae.mean_activation is not None:
         _save({"mean_activation": sae.mean_activation.float()}, folder / EXTRAS_FILE)
@@ -131,6 +138,18 @@ def save_sae(sae: Sae, folder: Path, *, model_name: str, context: int, dtype: to
         "metadata": metadata,
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _tensors(sae: Sae) -> dict[str, Tensor]:
+    """By SAELens' names. A gated SAE has no b_enc: its gate's bias stands in for it in memory."""
+    tensors = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+    match sae.activation:
+        case Gated(b_gate=b_gate, r_mag=r_mag, b_mag=b_mag):
+            return tensors | {"b_gate": b_gate, "r_mag": r_mag, "b_mag": b_mag}
+        case JumpRelu(threshold=threshold):
+            return tensors | {"b_enc": sae.b_enc, "threshold": threshold}
+        case _:
+            return tensors | {"b_enc": sae.b_enc}
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -67,16 +67,18 @@ def _compare(folder: Path, x: torch.Tensor) -> None:
 
     ours, theirs = load_sae(folder), SAE.load_from_disk(folder)
     assert theirs.W_enc.dtype == torch.float32
-    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+    for name in ("W_enc", "W_dec", "b_dec"):
         torch.testing.assert_close(getattr(ours, name), getattr(theirs, name).data, rtol=0, atol=0)
     with torch.no_grad():
         features = theirs.encode(x)
-        torch.testing.assert_close(ours.encode(x), features, rtol=0, atol=1e-5)
+        assert 0 < int((features > 0).sum()) < features.numel()
+        torch.testing.assert_close(ours.encode(x), features, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.encode_columns(x, [3, 8]), features[:, [3, 8]], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(ours.decode(features), theirs.decode(features), rtol=0, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("architecture", ["topk", "standard"])
+@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu", "gated"])
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
 def test_encode_and_decode_are_saelens_own(
     sae_folder: SaeFolder, architecture: str, apply_b_dec_to_input: bool
