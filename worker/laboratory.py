@@ -92,4 +92,11 @@ class Laboratory:
     def _load_sae(self, sae_id: str) -> Sae:
         facts = self._catalogue.sae(sae_id)
         folder = sae_folder(self._catalogue.home, sae_id)
-        return load_sae(folder, self._device, torch.float32, expected_sha256=facts.sha256, d_model=facts.d_model)
+        return load_sae(
+            folder,
+            self._device,
+            torch.float32,
+            expected_sha256=facts.sha256,
+            expected_extras_sha256=facts.extras_sha256,
+            d_model=self._catalogue.model(facts.model).d_model,
+        )

@@ -22,5 +22,6 @@ class SaeFacts(Contract):
     bos: bool | None = Field(description="Whether it was trained on prompts with BOS; null if unknown.")
     norm_threshold: float | None = Field(description="Tokens whose activation is longer are flagged and left alone.")
     sha256: str = Field(description="Of the weights file.")
+    extras_sha256: str | None = Field(default=None, description="Of the mean activation's file; null without one.")
     license: str | None = None
     card: dict[str, Any] = Field(default={}, description="Its card: every figure measured on held-out documents.")

@@ -44,9 +44,12 @@ def load_sae(
     dtype: torch.dtype = torch.float32,
     *,
     expected_sha256: str | None = None,
+    expected_extras_sha256: str | None = None,
     d_model: int | None = None,
 ) -> Sae:
-    """Loads an SAE; `expected_sha256` is that of its weights file, `d_model` the width of the model it is meant for.
+    """Loads an SAE for a model of width `d_model`.
+
+    `expected_sha256` is that of its weights file, `expected_extras_sha256` that of its mean activation's.
 
     Raises InvalidBundle for files that are missing, damaged, tampered with or unsupported, SaeMismatch when the widths
     differ.
@@ -56,9 +59,9 @@ def load_sae(
         raise SaeMismatch(f"SAE {folder.name} reads {config.d_in} dimensions, the model has {d_model}")
     path = folder / WEIGHTS_FILE
     check_header(path, config.shapes())
-    sha256 = sha256_of(path)
-    if expected_sha256 is not None and sha256 != expected_sha256:
-        raise InvalidBundle(f"{folder.name}/{WEIGHTS_FILE} has sha256 {sha256}, expected {expected_sha256}")
+    sha256 = _pinned(path, expected_sha256)
+    if expected_extras_sha256 is not None:
+        _pinned(folder / EXTRAS_FILE, expected_extras_sha256)
     weights = _finite(path, device, dtype)
     if config.rescale_acts_by_decoder_norm and config.architecture == "topk":
         _fold_decoder_norms(weights)
@@ -76,6 +79,17 @@ def load_sae(
         mean_activation=_mean_activation(folder, config, device, dtype),
         sha256=sha256,
     )
+
+
+def _pinned(path: Path, expected: str | None) -> str:
+    """The file's sha256; raises InvalidBundle when another one was expected, or the file is gone."""
+    try:
+        sha256 = sha256_of(path)
+    except OSError as error:
+        raise InvalidBundle(f"{path.parent.name}/{path.name} cannot be read") from error
+    if expected is not None and sha256 != expected:
+        raise InvalidBundle(f"{path.parent.name}/{path.name} has sha256 {sha256}, expected {expected}")
+    return sha256
 
 
 def _finite(path: Path, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
