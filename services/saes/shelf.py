@@ -31,4 +31,4 @@ class SaeShelf:
 
 
 def _nbytes(sae: Sae) -> int:
-    return sum(tensor.nbytes for tensor in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec))
+    return sum(tensor.nbytes for tensor in sae.tensors())
