@@ -133,9 +133,9 @@ class Sae:
         return replace(self, activation=self.activation.to(device, dtype), mean_activation=mean, **weights)
 
     def tensors(self) -> list[Tensor]:
-        """All that it holds in memory, its activation function's tensors and the mean among them."""
+        """All that it holds in memory, its activation function's tensors and the mean among them; each once."""
         held = [*vars(self).values(), *vars(self.activation).values()]
-        return [value for value in held if isinstance(value, Tensor)]
+        return list({id(value): value for value in held if isinstance(value, Tensor)}.values())
 
     def _pre_activations(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_sae"]:
         return self._input(x) @ self.W_enc + self.b_enc
