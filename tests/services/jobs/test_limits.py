@@ -1,5 +1,7 @@
 """What one owner's jobs may take up, on the fake and on a real server."""
 
+from typing import Any
+
 import pytest
 
 from services.contracts.errors import ErrorCode, Limited, Unavailable
@@ -12,7 +14,7 @@ from tests.services.jobs.samples import DONE, new_job
 DAY_S = 86_400
 
 
-def submit(bench: Bench, limits: OwnerLimits, owner: str = "ada", cost: int = 60, **spec: object) -> str:
+def submit(bench: Bench, limits: OwnerLimits, owner: str = "ada", cost: int = 60, **spec: Any) -> str:
     return bench.store.create(new_job(owner, cost=cost, **spec).model_copy(update={"limits": limits})).id
 
 
