@@ -104,7 +104,7 @@ def patching(
     )
 
 
-def features(strings: tuple[str, ...] = CLEAN, *, asked: bool = False) -> FeaturesResult:
+def features(strings: tuple[str, ...] = CLEAN, *, asked: bool = False, listed: bool = True) -> FeaturesResult:
     per_token = tuple(
         TokenFeatures(
             position=position,
@@ -120,7 +120,8 @@ def features(strings: tuple[str, ...] = CLEAN, *, asked: bool = False) -> Featur
     )
     prompt = PromptFeatures(
         tokens=tokens(strings),
-        per_token=per_token,
+        over_norm=(0,),
+        per_token=per_token if listed else (),
         top=top,
         reconstruction=Reconstruction(tokens=7, mse=0.1, explained_variance=0.9, reference="sae_mean", mean_l0=4.0),
         activations=InlineTensor.of(ramp(len(strings), 1), ("token", "feature")) if asked else None,

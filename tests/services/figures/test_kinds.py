@@ -31,6 +31,7 @@ RESULTS: dict[str, JobResult] = {
     "direct logit attribution of many split": attributions.direct_logit(8, split=True),
     "features": samples.features(),
     "features asked for": samples.features(asked=True),
+    "features over the prompt": samples.features(listed=False),
     "activations": samples.activations(),
     "gradient x input": attributions.gradient_x_input(),
     "integrated gradients": attributions.integrated_gradients(),
