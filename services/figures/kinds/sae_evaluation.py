@@ -8,7 +8,7 @@ import numpy as np
 from services.contracts.sae_evaluation import SaeEvaluationResult, SaeFidelity
 from services.contracts.tensor import FloatArray
 from services.figures.bars import Bars, PairedBars
-from services.figures.kinds.reading import notes, number, title
+from services.figures.kinds.reading import notes, number, pick, title
 from services.figures.picture import Picture, nothing_to_draw
 
 _LEGEND = ("without norm filter", "with norm filter")
@@ -28,8 +28,9 @@ Read = Callable[[SaeFidelity], Sequence[float | None]]
 
 
 def sae_evaluation_picture(result: SaeEvaluationResult, example: int | None) -> Picture:
-    """Over all prompts together. Raises Conflict(NO_FIGURE) when one prompt's was asked for."""
+    """Over all prompts together. Raises Conflict(NO_FIGURE) or Refused(UNKNOWN_EXAMPLE) for one alone."""
     if example is not None:
+        pick(range(result.prompts), example)
         raise nothing_to_draw("the figures are of all prompts together: send a job of that one alone")
     ways = _ways(result)
     names, histogram = _bins(ways)
