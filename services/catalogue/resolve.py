@@ -15,7 +15,6 @@ from services.catalogue.catalogue import Catalogue
 from services.catalogue.cost import Cost, estimate
 from services.catalogue.reader import BosRule, PromptReader
 from services.contracts.errors import ErrorCode, InvalidSpec, LensdError, Violation
-from services.contracts.features import FeaturesSpec
 from services.contracts.inputs import Inputs
 from services.contracts.job import JobSpec
 from services.contracts.model import ModelFacts
@@ -112,12 +111,12 @@ def _is_whole(inputs: Inputs, asked: Asked) -> bool:
 def _open_reader(spec: JobSpec, catalogue: Catalogue) -> PromptReader:
     facts = _looked_up("/model", lambda: catalogue.model(spec.model))
     sae: SaeFacts | None = None
-    if isinstance(spec, FeaturesSpec):
-        sae_id = spec.sae
+    sae_id = spec.sae_id()
+    if sae_id is not None:
         sae = _looked_up("/sae", lambda: catalogue.sae(sae_id))
     reader = PromptReader(facts, catalogue.tokenizer(spec.model), *_bos_rule(spec.bos, sae, facts))
     reader.refuse_all(spec.violations(facts))
-    if isinstance(spec, FeaturesSpec) and sae is not None:
+    if sae is not None:
         reader.refuse_all(spec.sae_violations(sae))
     return reader
 

@@ -12,6 +12,7 @@ from services.contracts.inputs import Inputs
 from services.contracts.metric import Metric
 from services.contracts.model import ModelFacts
 from services.contracts.prompt import Example, Pair, Prompt
+from services.contracts.sae import SaeFacts
 
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
@@ -58,6 +59,11 @@ class Spec(Request):
     def violations(self, facts: ModelFacts) -> Iterator[Violation]:
         """What its model cannot do."""
         del facts
+        yield from ()
+
+    def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
+        """What does not fit the SAE that it names."""
+        del sae
         yield from ()
 
     def input_violations(self, inputs: Inputs) -> Iterator[Violation]:

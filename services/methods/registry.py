@@ -15,6 +15,7 @@ from services.contracts.job import JobResult, JobSpec
 from services.contracts.logit_lens import LogitLensSpec
 from services.contracts.patching import ActivationPatching, PatchingSpec
 from services.contracts.path_patching import PathPatching
+from services.contracts.sae_evaluation import SaeEvaluationSpec
 from services.methods import (
     ablation,
     activation_patching,
@@ -29,6 +30,7 @@ from services.methods import (
     intervention,
     logit_lens,
     path_patching,
+    sae_evaluation,
 )
 from services.methods.context import MethodContext
 
@@ -52,6 +54,8 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
             return logit_lens.run(spec, context)
         case AttentionSpec():
             return attention.run(spec, context)
+        case SaeEvaluationSpec():
+            return sae_evaluation.run(spec, context)
 
 
 def _run_attribution(spec: AttributionSpec, context: MethodContext) -> AttributionResult:

@@ -14,6 +14,7 @@ from services.contracts.intervention import InterventionResult
 from services.contracts.job import JobResult
 from services.contracts.logit_lens import LogitLensResult
 from services.contracts.patching import PatchingResult
+from services.contracts.sae_evaluation import SaeEvaluationResult
 from services.figures.kinds.ablation import ablation_picture
 from services.figures.kinds.activations import activations_picture
 from services.figures.kinds.attention import attention_picture
@@ -26,6 +27,7 @@ from services.figures.kinds.intervention import intervention_picture
 from services.figures.kinds.logit_lens import logit_lens_picture
 from services.figures.kinds.patching import patching_picture
 from services.figures.kinds.path_patching import path_patching_picture
+from services.figures.kinds.sae_evaluation import sae_evaluation_picture
 from services.figures.picture import Picture
 
 
@@ -52,6 +54,8 @@ def picture_of(result: JobResult, example: int | None) -> Picture:
             return attention_picture(result, example)
         case LogitLensResult():
             return logit_lens_picture(result, example)
+        case SaeEvaluationResult():
+            return sae_evaluation_picture(result, example)
 
 
 def _attribution_picture(result: AttributionResult, example: int | None) -> Picture:

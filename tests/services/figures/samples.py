@@ -28,6 +28,13 @@ from services.contracts.intervention import (
 from services.contracts.logit_lens import LensExample, LensLayer, LensToken, LogitLensResult
 from services.contracts.patching import PatchedPair, PatchingResult
 from services.contracts.result import Baselines, PairTokens, PromptTokens, Provenance, SaeProvenance, Usage, Versions
+from services.contracts.sae_evaluation import (
+    DensityHistogram,
+    Recovered,
+    SaeEvaluationResult,
+    SaeFidelity,
+    SplicedRun,
+)
 from services.contracts.site import SiteName
 from services.contracts.tensor import Estimate, InlineTensor, ScalarStatistic, Statistic
 
@@ -239,3 +246,36 @@ def path_patching(count: int = 1, *, by_position: bool = False) -> PatchingResul
     )
     receivers = tuple(f"a9.h{head}<q>" for head in range(8))
     return sweep.model_copy(update={"method": "path_patching", "site": None, "receivers": receivers})
+
+
+def sae_evaluation(*, filtered: bool = True) -> SaeEvaluationResult:
+    fidelity = SaeFidelity(
+        tokens=30,
+        l0=32.0,
+        mse=0.5,
+        cosine=0.9,
+        explained_variance=0.8,
+        explained_variance_text_mean=0.75,
+        dead_fraction=0.4,
+        dense_fraction=0.01,
+        density_histogram=DensityHistogram(edges=(-2.0, -1.0, 0.0), counts=(40, 2)),
+        sae=SplicedRun(cross_entropy=4.0, kl=0.3),
+        zero_ablation=SplicedRun(cross_entropy=15.0, kl=9.0),
+        mean_ablation=SplicedRun(cross_entropy=10.0, kl=5.0),
+        cross_entropy_recovered=Recovered(against_zero=0.97, against_mean=0.94),
+        kl_recovered=Recovered(against_zero=0.96, against_mean=None),
+    )
+    return SaeEvaluationResult(
+        sae="tiny-sae",
+        layer=1,
+        site=SiteName.RESID_POST,
+        mean="sae_mean",
+        prompts=2,
+        tokens=32,
+        tokens_over_norm=2,
+        predictions=30,
+        cross_entropy=3.5,
+        with_norm_filter=fidelity if filtered else None,
+        without_norm_filter=fidelity,
+        **about("sae_evaluation", SaeProvenance(id="tiny-sae", sha256="2" * 64)),
+    )

@@ -45,6 +45,8 @@ RESULTS: dict[str, JobResult] = {
     "path patching by position": samples.path_patching(by_position=True),
     "edges": attributions.edges(),
     "edges of many": attributions.edges(8, scores=False),
+    "sae evaluation": samples.sae_evaluation(),
+    "sae evaluation without a filter": samples.sae_evaluation(filtered=False),
     "logit lens": samples.logit_lens(),
     "logit lens without a metric": samples.logit_lens(metric=False),
     "ablation": samples.ablation(),
