@@ -44,6 +44,7 @@ RESULTS: dict[str, JobResult] = {
     "path patching by position": samples.path_patching(by_position=True),
     "edges": attributions.edges(),
     "edges of many": attributions.edges(8, scores=False),
+    "feature attribution": attributions.feature_attribution(),
     "logit lens": samples.logit_lens(),
     "logit lens without a metric": samples.logit_lens(metric=False),
     "ablation": samples.ablation(),
