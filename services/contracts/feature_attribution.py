@@ -138,7 +138,11 @@ class FeatureCheck(Contract):
     rank_correlation: Annotated[float | None, Field(description="Spearman's; null where it is not defined.")]
     largest_error: Annotated[float, Field(description="max |estimated − exact|, in the metric's units.")]
     false_negatives: Annotated[
-        int, Field(description="Sampled features whose exact effect is larger than the smallest among the top.")
+        int,
+        Field(
+            description="Sampled features whose exact effect is larger in magnitude than the smallest among the top, "
+            "and than a thousandth of the largest that was found."
+        ),
     ]
     cells: tuple[CheckedFeature, ...]
 

@@ -1,20 +1,14 @@
 """What all methods share that take an SAE's features for parts of the model: x = Σ f_i d_i + b_dec + ε at its site."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from services.contracts.base import CatalogueId, Position
 from services.contracts.errors import ErrorCode, Violation
-from services.contracts.features import FeatureIndex
 from services.contracts.inputs import Inputs
 from services.contracts.sae import SaeFacts
-
-FeatureNode = FeatureIndex | Literal["error"]
-"""A feature by its index, or the SAE's error ε = x − x̂, which is a node of its own."""
-
-FeatureList = Annotated[tuple[FeatureIndex, ...], Field(min_length=1, max_length=1_000)]
 
 TopFeatures = Annotated[int, Field(ge=1, le=1_000)]
 
@@ -30,16 +24,6 @@ def sae_violations(sae: SaeFacts, model: CatalogueId, pointer: str) -> Iterator[
             "features; name an SAE"
         )
         yield Violation(pointer, ErrorCode.SAE_MISMATCH, message)
-
-
-def feature_violations(features: Sequence[int], sae: SaeFacts, pointer: str) -> Iterator[Violation]:
-    """Features that the SAE does not have, or that are named twice."""
-    for index, feature in enumerate(features):
-        if feature >= sae.features:
-            message = f"feature {feature} does not exist: {sae.id} has features 0..{sae.features - 1}"
-            yield Violation(f"{pointer}/{index}", ErrorCode.UNKNOWN_FEATURE, message)
-        elif feature in features[:index]:
-            yield Violation(f"{pointer}/{index}", ErrorCode.INVALID_REQUEST, f"feature {feature} is named twice")
 
 
 def example_position_violations(positions: Sequence[int | str], inputs: Inputs, pointer: str) -> Iterator[Violation]:

@@ -123,10 +123,12 @@ class Plain:
         return float(self.metric(patched) - self.metric(self.reference.logits(self.base)))
 
     def of_feature(self, index: int) -> Tensor:
-        return self.changed[:, index, None] * self.sae.W_dec[index].double()
+        added: Tensor = self.changed[:, index, None] * self.sae.W_dec[index].double()
+        return added
 
     def error(self) -> Tensor:
-        return self.whole - self.changed @ self.sae.W_dec.double()
+        left: Tensor = self.whole - self.changed @ self.sae.W_dec.double()
+        return left
 
     def gradient(self) -> Tensor:
         return self.reference.gradients(self.base, [self.place], self.metric)[self.place]
