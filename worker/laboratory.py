@@ -78,9 +78,7 @@ class Laboratory:
 
     def _sae_for(self, spec: JobSpec) -> SaeInUse | None:
         sae_id = spec.sae_id()
-        if sae_id is None:
-            return None
-        return SaeInUse(self._saes.get(sae_id), self._catalogue.sae(sae_id))
+        return None if sae_id is None else SaeInUse(self._saes.get(sae_id), self._catalogue.sae(sae_id))
 
     def _load_model(self, model_id: str) -> LoadedModel:
         folder = model_folder(self._catalogue.home, model_id)

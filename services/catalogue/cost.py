@@ -39,7 +39,7 @@ def estimate(spec: JobSpec, inputs: Inputs, model: ModelFacts, sae: SaeFacts | N
         case PatchingSpec():
             return patching_cost(spec, inputs, model)
         case AttributionSpec():
-            return attribution_cost(spec, inputs, model)
+            return attribution_cost(spec, inputs, model, sae)
         case AblationSpec():
             return ablation_cost(spec, inputs, model)
         case InterventionSpec():

@@ -7,7 +7,7 @@
 5. estimate what the job costs, and refuse what is over the limits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from services.contracts.errors import ErrorCode, InvalidSpec, LensdError, Violat
 from services.contracts.inputs import Inputs
 from services.contracts.job import JobSpec
 from services.contracts.model import ModelFacts
+from services.contracts.place import site_violations
 from services.contracts.prompt import Prompt
 from services.contracts.result import PromptTokens
 from services.contracts.sae import SaeFacts
@@ -113,12 +114,27 @@ def _open_reader(spec: JobSpec, catalogue: Catalogue) -> PromptReader:
     sae: SaeFacts | None = None
     sae_id = spec.sae_id()
     if sae_id is not None:
-        sae = _looked_up("/sae", lambda: catalogue.sae(sae_id))
+        sae = _looked_up(spec.sae_pointer(), lambda: catalogue.sae(sae_id))
     reader = PromptReader(facts, catalogue.tokenizer(spec.model), *_bos_rule(spec.bos, sae, facts))
     reader.refuse_all(spec.violations(facts))
     if sae is not None:
         reader.refuse_all(spec.sae_violations(sae))
+        reader.refuse_all(_unfit(sae, facts, spec.sae_pointer()))
     return reader
+
+
+def _unfit(sae: SaeFacts, facts: ModelFacts, pointer: str) -> Iterator[Violation]:
+    """An SAE whose width or place is not the model's."""
+    if sae.model != facts.id:
+        return  # the specification says so
+    message = ""
+    if sae.d_model != facts.d_model:
+        message = f"{sae.id} reads {sae.d_model} dimensions, and {facts.id} has {facts.d_model}"
+    elif sae.layer >= facts.layers:
+        message = f"{sae.id} reads layer {sae.layer}, and {facts.id} has layers 0..{facts.layers - 1}"
+    if message:
+        yield Violation(pointer, ErrorCode.SAE_MISMATCH, f"{message}: it was made for another model")
+    yield from site_violations(sae.site, facts, pointer, write=False)
 
 
 Facts = TypeVar("Facts", ModelFacts, SaeFacts)

@@ -56,6 +56,15 @@ class Spec(Request):
         """The SAE that it needs."""
         return None
 
+    def sae_pointer(self) -> str:
+        """Where in the body it names its SAE."""
+        return "/sae"
+
+    def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
+        """What its SAE cannot do, or does not have."""
+        del sae
+        yield from ()
+
     def violations(self, facts: ModelFacts) -> Iterator[Violation]:
         """What its model cannot do."""
         del facts

@@ -7,6 +7,7 @@ from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
 from services.contracts.edge_attribution_patching import EdgeAttributionPatching
+from services.contracts.feature_attribution import FeatureAttribution
 from services.contracts.features import FeaturesSpec
 from services.contracts.gradient_x_input import GradientXInput
 from services.contracts.integrated_gradients import IntegratedGradients
@@ -24,6 +25,7 @@ from services.methods import (
     attribution_patching,
     direct_logit_attribution,
     edge_attribution_patching,
+    feature_attribution,
     features,
     gradient_x_input,
     integrated_gradients,
@@ -70,6 +72,8 @@ def _run_attribution(spec: AttributionSpec, context: MethodContext) -> Attributi
             return attribution_patching.run(method, spec, context)
         case EdgeAttributionPatching() as method:
             return edge_attribution_patching.run(method, spec, context)
+        case FeatureAttribution() as method:
+            return feature_attribution.run(method, spec, context)
 
 
 def _run_patching(spec: PatchingSpec, context: MethodContext) -> JobResult:

@@ -7,6 +7,7 @@ from services.contracts.attribution import AttributionResult
 from services.contracts.attribution_patching import AttributionPatchingOutcome
 from services.contracts.direct_logit_attribution import DirectLogitOutcome
 from services.contracts.edge_attribution_patching import EdgeAttributionOutcome
+from services.contracts.feature_attribution import FeatureAttributionOutcome
 from services.contracts.features import FeaturesResult
 from services.contracts.gradient_x_input import GradientXInputOutcome
 from services.contracts.integrated_gradients import IntegratedGradientsOutcome
@@ -21,6 +22,7 @@ from services.figures.kinds.attention import attention_picture
 from services.figures.kinds.attribution_patching import attribution_patching_picture
 from services.figures.kinds.direct_logit import direct_logit_picture
 from services.figures.kinds.edges import edges_picture
+from services.figures.kinds.feature_attribution import feature_attribution_picture
 from services.figures.kinds.features import features_picture
 from services.figures.kinds.input_tokens import gradient_x_input_picture, integrated_gradients_picture
 from services.figures.kinds.intervention import intervention_picture
@@ -70,3 +72,5 @@ def _attribution_picture(result: AttributionResult, example: int | None) -> Pict
             return attribution_patching_picture(result, outcome, example)
         case EdgeAttributionOutcome() as outcome:
             return edges_picture(result, outcome, example)
+        case FeatureAttributionOutcome() as outcome:
+            return feature_attribution_picture(result, outcome, example)

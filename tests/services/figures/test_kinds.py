@@ -47,6 +47,7 @@ RESULTS: dict[str, JobResult] = {
     "edges of many": attributions.edges(8, scores=False),
     "sae evaluation": samples.sae_evaluation(),
     "sae evaluation without a filter": samples.sae_evaluation(filtered=False),
+    "feature attribution": attributions.feature_attribution(),
     "logit lens": samples.logit_lens(),
     "logit lens without a metric": samples.logit_lens(metric=False),
     "ablation": samples.ablation(),
