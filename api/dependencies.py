@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from services.catalogue.catalogue import Catalogue
 from services.catalogue.resolve import Limits
 from services.jobs.ports import Blobs, Doorbell, JobEvents, JobStore, WorkerRegistry
+from services.labels.store import LabelStore
 from services.tenants.keys import KeyStore
 
 _CONCURRENT_READS = 2
@@ -30,6 +31,7 @@ class GatewayServices:
     blobs: Blobs
     workers: WorkerRegistry
     keys: KeyStore
+    labels: LabelStore
     catalogue: Catalogue
     limits: Limits
     pool: str

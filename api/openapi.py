@@ -22,6 +22,7 @@ from api.errors import Problem
 from api.routes import ROUTERS
 from api.routes.models import TokenizeRequest
 from services.contracts.job import JobResult, JobSpec, JobView
+from services.contracts.label import LabelLine, LabelRequest
 
 FILE = Path(__file__).parents[1] / "openapi.yaml"
 DESCRIPTION = """\
@@ -35,10 +36,11 @@ TAGS = [
     {"name": "jobs", "description": "Post a job, follow it, fetch its result."},
     {"name": "models", "description": "The models that are served."},
     {"name": "saes", "description": "The sparse autoencoders that are served."},
+    {"name": "features", "description": "What the features of an SAE are."},
     {"name": "health", "description": "For load balancers and orchestrators; no key needed."},
 ]
 
-_REQUESTS: tuple[Any, ...] = (JobSpec, TokenizeRequest)
+_REQUESTS: tuple[Any, ...] = (JobSpec, TokenizeRequest, LabelRequest, LabelLine)
 _ANSWERS: tuple[Any, ...] = (JobView, JobResult, Problem)
 """Schemas of what routes write by themselves, which FastAPI therefore does not find."""
 

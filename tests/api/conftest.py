@@ -18,6 +18,7 @@ from services.contracts.job import JobError, JobProgress
 from services.jobs.memory import MemoryBlobs, MemoryDoorbell, MemoryEvents, MemoryJobStore, MemoryWorkers
 from services.jobs.policy import JobPolicy
 from services.jobs.record import Claim, Failed, Size, StoredResult, Succeeded
+from services.labels.memory import MemoryLabelStore
 from services.tenants.keys import Scope, new_key
 from services.tenants.memory import MemoryKeyStore
 from tests.api.catalogue import write_catalogue
@@ -93,6 +94,7 @@ def stand(tiny_catalogue: Catalogue) -> Stand:
         blobs=blobs,
         workers=workers,
         keys=keys,
+        labels=MemoryLabelStore(),
         catalogue=tiny_catalogue,
         limits=Limits(tokens=10_000),
         pool=POOL,
