@@ -70,11 +70,6 @@ class Spec(Request):
         del facts
         yield from ()
 
-    def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
-        """What does not fit the SAE that it names."""
-        del sae
-        yield from ()
-
     def input_violations(self, inputs: Inputs) -> Iterator[Violation]:
         """What does not fit its inputs once they are read; asked only when every one of them could be read."""
         del inputs
