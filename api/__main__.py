@@ -17,6 +17,7 @@ from api.settings import GatewaySettings, explain
 from services import logs
 from services.adapters.celery_doorbell import CeleryDoorbell
 from services.adapters.folder_blobs import FolderBlobs
+from services.adapters.redis_audit import RedisAuditLog
 from services.adapters.redis_blobs import RedisBlobs
 from services.adapters.redis_client import UnsuitableServerError, check_server, make_client
 from services.adapters.redis_doorbell import RedisDoorbell
@@ -69,6 +70,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         workers=RedisWorkers(client),
         keys=RedisKeyStore(client),
         labels=RedisLabelStore(client),
+        audit=RedisAuditLog(client),
         catalogue=open_catalogue(settings.home),
         limits=Limits(
             tokens=settings.max_job_tokens,
@@ -76,6 +78,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
             output_bytes=settings.max_job_output,
         ),
         pool=settings.pool,
+        tenants=settings.tenant_limits(),
     )
     reaper = Reaper(services.store, services.blobs, services.doorbell, every_s=policy.reap_every_s)
 
