@@ -10,6 +10,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from services.catalogue.catalogue import Catalogue
+from services.catalogue.feature_indexes import FeatureIndexes
 from services.catalogue.resolve import Limits
 from services.jobs.ports import Blobs, Doorbell, JobEvents, JobStore, WorkerRegistry
 from services.labels.store import LabelStore
@@ -33,6 +34,7 @@ class GatewayServices:
     keys: KeyStore
     labels: LabelStore
     catalogue: Catalogue
+    features: FeatureIndexes
     limits: Limits
     pool: str
     """The worker pool that jobs go to."""

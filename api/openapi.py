@@ -20,7 +20,9 @@ from pydantic import TypeAdapter
 
 from api.errors import Problem
 from api.routes import ROUTERS
+from api.routes.features import FeatureList
 from api.routes.models import TokenizeRequest
+from services.contracts.feature_card import FeatureCard
 from services.contracts.job import JobResult, JobSpec, JobView
 from services.contracts.label import LabelLine, LabelRequest
 
@@ -41,7 +43,7 @@ TAGS = [
 ]
 
 _REQUESTS: tuple[Any, ...] = (JobSpec, TokenizeRequest, LabelRequest, LabelLine)
-_ANSWERS: tuple[Any, ...] = (JobView, JobResult, Problem)
+_ANSWERS: tuple[Any, ...] = (JobView, JobResult, FeatureCard, FeatureList, Problem)
 """Schemas of what routes write by themselves, which FastAPI therefore does not find."""
 
 
