@@ -23,6 +23,7 @@ from services.adapters.redis_doorbell import RedisDoorbell
 from services.adapters.redis_events import RedisJobEvents
 from services.adapters.redis_jobs import RedisJobStore
 from services.adapters.redis_keys import RedisKeyStore
+from services.adapters.redis_labels import RedisLabelStore
 from services.adapters.redis_workers import RedisWorkers
 from services.catalogue.catalogue import open_catalogue
 from services.catalogue.resolve import Limits
@@ -67,6 +68,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         blobs=RedisBlobs(client) if settings.blobs == "redis" else FolderBlobs(settings.home / "blobs"),
         workers=RedisWorkers(client),
         keys=RedisKeyStore(client),
+        labels=RedisLabelStore(client),
         catalogue=open_catalogue(settings.home),
         limits=Limits(
             tokens=settings.max_job_tokens,
@@ -87,7 +89,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
                 await asyncio.to_thread(reaper.stop)
         client.close()
 
-    return services, create_app(services, RequestLimits(body_bytes=settings.max_body), background)
+    return services, create_app(services, RequestLimits(settings.max_body, settings.max_lines), background)
 
 
 def _prepare_store(settings: GatewaySettings) -> None:

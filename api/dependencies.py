@@ -10,8 +10,10 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from services.catalogue.catalogue import Catalogue
+from services.catalogue.feature_indexes import FeatureIndexes
 from services.catalogue.resolve import Limits
 from services.jobs.ports import Blobs, Doorbell, JobEvents, JobStore, WorkerRegistry
+from services.labels.store import LabelStore
 from services.tenants.keys import KeyStore
 
 _CONCURRENT_READS = 2
@@ -30,7 +32,9 @@ class GatewayServices:
     blobs: Blobs
     workers: WorkerRegistry
     keys: KeyStore
+    labels: LabelStore
     catalogue: Catalogue
+    features: FeatureIndexes
     limits: Limits
     pool: str
     """The worker pool that jobs go to."""

@@ -20,8 +20,11 @@ from pydantic import TypeAdapter
 
 from api.errors import Problem
 from api.routes import ROUTERS
+from api.routes.features import FeatureList
 from api.routes.models import TokenizeRequest
+from services.contracts.feature_card import FeatureCard
 from services.contracts.job import JobResult, JobSpec, JobView
+from services.contracts.label import LabelLine, LabelRequest
 
 FILE = Path(__file__).parents[1] / "openapi.yaml"
 DESCRIPTION = """\
@@ -35,11 +38,12 @@ TAGS = [
     {"name": "jobs", "description": "Post a job, follow it, fetch its result."},
     {"name": "models", "description": "The models that are served."},
     {"name": "saes", "description": "The sparse autoencoders that are served."},
+    {"name": "features", "description": "What the features of an SAE are."},
     {"name": "health", "description": "For load balancers and orchestrators; no key needed."},
 ]
 
-_REQUESTS: tuple[Any, ...] = (JobSpec, TokenizeRequest)
-_ANSWERS: tuple[Any, ...] = (JobView, JobResult, Problem)
+_REQUESTS: tuple[Any, ...] = (JobSpec, TokenizeRequest, LabelRequest, LabelLine)
+_ANSWERS: tuple[Any, ...] = (JobView, JobResult, FeatureCard, FeatureList, Problem)
 """Schemas of what routes write by themselves, which FastAPI therefore does not find."""
 
 

@@ -60,6 +60,9 @@ class ErrorCode(StrEnum):
     UNKNOWN_EXAMPLE = "unknown_example"
     NO_FIGURE = "no_figure"
     FIGURE_TOO_LARGE = "figure_too_large"
+    FEATURE_INDEX_MISSING = "feature_index_missing"
+    LABEL_NOT_FOUND = "label_not_found"
+    TOO_MANY_LABELS = "too_many_labels"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     # Not now
     QUEUE_FULL = "queue_full"

@@ -21,7 +21,7 @@ def protected() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("method", "path"), protected())
 async def test_every_route_asks_for_a_key(stand: Stand, method: str, path: str) -> None:
-    url = path.format(job_id="job_" + "a" * 26, model_id="m", sae_id="s", name="effects")
+    url = path.format(job_id="job_" + "a" * 26, model_id="m", sae_id="s", name="effects", index=0)
     async with stand.client(key=None) as anyone:
         response = await anyone.request(method, url)
     assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
