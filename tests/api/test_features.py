@@ -11,7 +11,8 @@ import pytest
 from services.catalogue.catalogue import Catalogue, open_catalogue, sae_folder
 from services.catalogue.feature_indexes import INDEX_FILE, FeatureFilter, FeatureIndexes, FeaturePage, FeatureSort
 from services.contracts.errors import ErrorCode, Refused
-from services.contracts.feature_card import FeatureCard, FeatureLabel, FeatureSummary, Histogram, IndexFacts
+from services.contracts.feature_card import FeatureCard, FeatureLabel, FeatureSummary, Histogram
+from services.contracts.sae import IndexFacts
 from services.labels.store import Labelled
 from tests.api.catalogue import FEATURES, SAE, write_catalogue
 from tests.api.conftest import Stand
