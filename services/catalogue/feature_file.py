@@ -84,7 +84,7 @@ class Ranked:
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """Where a feature's contexts lie: [context] each. `bands` indexes BANDS and ascends; `peaks` counts from `starts`."""
+    """Where a feature's contexts lie, [context] each. `bands` index BANDS, ascending; `peaks` count from `starts`."""
 
     starts: Counts
     lengths: NDArray[np.uint8]
