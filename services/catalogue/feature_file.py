@@ -128,7 +128,7 @@ def inflate(data: bytes, limit: int) -> bytes:
     stream = zlib.decompressobj()
     try:
         inflated = stream.decompress(data, limit)
-    except zlib.error as error:
+    except (zlib.error, TypeError) as error:
         raise InvalidIndex("the feature index is damaged: a part of it cannot be decompressed") from error
     if not stream.eof:
         raise InvalidIndex(f"the feature index is damaged: a part of it is cut short, or over {limit} bytes")

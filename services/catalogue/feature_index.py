@@ -7,7 +7,6 @@
 An index may be used by many threads at once.
 """
 
-import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -21,16 +20,13 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from services.catalogue.catalogue import Catalogue
+from services.catalogue.feature_corpus import IndexedCorpus, Rows, meta
 from services.catalogue.feature_file import (
     BANDS,
-    MAX_VOCABULARY_BYTES,
-    PIECE_TOKENS,
     FeatureRecord,
     IndexHeader,
     InvalidIndex,
     Ranked,
-    from_planes,
-    inflate,
     open_database,
     unpack_feature,
     unpack_places,
@@ -44,9 +40,6 @@ from services.contracts.features import PromotedToken
 from services.contracts.sae import IndexFacts
 
 _COLUMNS = "active_tokens, max_activation, mean_activation, places, promoted, detail"
-
-
-_Rows = list[tuple[Any, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +80,14 @@ class FeatureIndex:
         self._connection = connection
         self._lock = threading.RLock()
         try:
-            header = IndexHeader.model_validate_json(self._meta("header"))
+            header = IndexHeader.model_validate_json(meta(self._query, "header"))
         except ValidationError as error:
             raise InvalidIndex("the feature index is damaged: its header does not hold what it must") from error
         self.sae = sae_id
         self.features = header.features
         self.facts = IndexFacts(**header.model_dump(exclude={"features"}), sha256=sha256)
         self._figures = self._read_numbers(header)
+        self._corpus = IndexedCorpus(self._query, header)
         self._orders: dict[FeatureSort, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
     def card(self, index: int) -> FeatureCard:
@@ -194,7 +188,11 @@ class FeatureIndex:
         return mask
 
     def _promoting(self, token: str | int) -> NDArray[np.bool_]:
-        ids = [token] if isinstance(token, int) else [key for key, read in self._vocabulary.items() if read == token]
+        ids = (
+            [token]
+            if isinstance(token, int)
+            else [key for key, read in self._corpus.vocabulary.items() if read == token]
+        )
         found = np.zeros(self.features, np.bool_)
         found[self._lookup.promoted_owners[np.isin(self._lookup.promoted_ids, ids)]] = True
         return found
@@ -216,13 +214,8 @@ class FeatureIndex:
 
     # What is read once and kept
 
-    @property
-    def _lookup(self) -> _Lookup:
-        with self._lock:
-            return self._read_lookup
-
     @cached_property
-    def _read_lookup(self) -> _Lookup:
+    def _lookup(self) -> _Lookup:
         rows = self._query("SELECT places, promoted FROM features ORDER BY feature")
         try:
             places = [unpack_places(row[0]) for row in rows]
@@ -231,8 +224,8 @@ class FeatureIndex:
             raise InvalidIndex("the feature index is damaged: a feature's row does not fit together") from error
         starts = np.concatenate([each.starts for each in places]).astype(np.int64)
         text = ContextText(
-            self._corpus,
-            self._vocabulary,
+            self._corpus.tokens,
+            self._corpus.vocabulary,
             features=self.features,
             owners=np.repeat(np.arange(self.features), [len(each.starts) for each in places]),
             starts=starts,
@@ -240,29 +233,6 @@ class FeatureIndex:
         )
         owners = np.repeat(np.arange(self.features), [len(each) for each in promoted])
         return _Lookup(text, np.concatenate(promoted), owners)
-
-    @cached_property
-    def _vocabulary(self) -> dict[int, str]:
-        """How the tokens read that the index mentions."""
-        try:
-            strings = json.loads(inflate(self._meta("vocabulary"), MAX_VOCABULARY_BYTES))
-            return {int(token): str(string) for token, string in strings.items()}
-        except (ValueError, AttributeError) as error:
-            raise InvalidIndex("the feature index is damaged: its vocabulary cannot be read") from error
-
-    @cached_property
-    def _corpus(self) -> NDArray[np.uint32]:
-        pieces = [inflate(row[0], 4 * PIECE_TOKENS) for row in self._query("SELECT tokens FROM corpus ORDER BY piece")]
-        corpus = np.concatenate([from_planes(piece, "<u4") for piece in pieces] or [np.zeros(0, np.uint32)])
-        if len(corpus) != self.facts.tokens or not set(np.unique(corpus).tolist()) <= self._vocabulary.keys():
-            raise InvalidIndex("the feature index is damaged: its corpus is not the one it announces")
-        return corpus
-
-    @cached_property
-    def _documents(self) -> tuple[NDArray[np.int64], tuple[tuple[str, str], ...]]:
-        """Where each document starts, and its (name, source)."""
-        rows = self._query("SELECT start, name, source FROM documents ORDER BY document")
-        return np.array([row[0] for row in rows], np.int64), tuple((str(row[1]), str(row[2])) for row in rows)
 
     # Rows
 
@@ -283,7 +253,6 @@ class FeatureIndex:
 
     def _contexts(self, record: FeatureRecord, most: int) -> Iterator[FeatureContext]:
         places, begin = record.places, 0
-        starts, documents = self._documents
         for start, length, peak, band in zip(
             places.starts[:most].tolist(),
             places.lengths[:most].tolist(),
@@ -293,33 +262,24 @@ class FeatureIndex:
         ):
             activations = record.activations[begin : begin + length].tolist()
             begin += length
-            tokens = self._corpus[start : start + length].tolist()
-            if len(tokens) != length:
-                raise InvalidIndex("the feature index is damaged: a context lies outside its corpus")
-            name, source = documents[int(np.searchsorted(starts, start, side="right")) - 1]
+            name, source = self._corpus.document_at(start)
             yield FeatureContext(
                 document=name,
                 source=source,
                 band=BANDS[band],
                 position=peak,
                 activation=activations[peak],
-                tokens=tuple(self._vocabulary[token] for token in tokens),
+                tokens=self._corpus.strings(start, length),
                 activations=tuple(activations),
             )
 
     def _tokens(self, ranked: Ranked) -> tuple[PromotedToken, ...]:
         return tuple(
-            PromotedToken(token_id=token, token=self._vocabulary.get(token, ""), logit=logit)
+            PromotedToken(token_id=token, token=self._corpus.vocabulary.get(token, ""), logit=logit)
             for token, logit in ranked.pairs()
         )
 
-    def _meta(self, name: str) -> bytes:
-        rows = self._query("SELECT value FROM meta WHERE name = ?", name)
-        if len(rows) != 1 or not isinstance(rows[0][0], bytes):
-            raise InvalidIndex(f"the feature index is damaged: it has no {name}")
-        return rows[0][0]
-
-    def _query(self, query: str, *parameters: object) -> _Rows:
+    def _query(self, query: str, *parameters: object) -> Rows:
         try:
             with self._lock:
                 return self._connection.execute(query, parameters).fetchall()

@@ -86,11 +86,13 @@ def _index_facts(entry: SaeEntry, sae: Sae, path: Path) -> IndexFacts | None:
             index.check()
     except LensdError as error:
         raise CatalogueError(f"{entry.id}: {error.message}") from error
-    if index.facts.sae_sha256 != sae.sha256 or index.features != sae.d_sae:
+    if index.facts.sae_sha256 != sae.sha256:
         raise CatalogueError(
             f"{entry.id}: {INDEX_FILE} was made for the weights {index.facts.sae_sha256}, these are {sae.sha256}: "
             "make it again with `lensd-worker index-sae`, or remove it"
         )
+    if index.features != sae.d_sae:
+        raise CatalogueError(f"{entry.id}: {INDEX_FILE} holds {index.features} features, the SAE has {sae.d_sae}")
     return index.facts
 
 

@@ -25,9 +25,15 @@ from services.saes.sae import Sae
 ENCODED_AT_ONCE = 1 << 24
 """Activations of features in memory at once: bounds what a wide dictionary takes."""
 
-SCANNED_AT_ONCE = 1 << 22
-GATHERED_AT_ONCE = 1 << 23
-COACTIVE_AT_ONCE = 1 << 23
+
+@dataclass(frozen=True)
+class Bounds:
+    """How many firings are looked at at once: read from the record, sorted by feature, and counted for one feature."""
+
+    scanned: int = 1 << 22
+    sorted: int = 1 << 23
+    coactive: int = 1 << 23
+
 
 _COUNTS, _FEATURES, _VALUES = "counts.i32", "features.u32", "values.f32"
 OVER_NORM = -1
@@ -82,8 +88,9 @@ class FeatureFirings:
 class Firings:
     """The whole record of one SAE, on disk."""
 
-    def __init__(self, folder: Path, features: int) -> None:
+    def __init__(self, folder: Path, features: int, bounds: Bounds | None = None) -> None:
         self._folder, self._features = folder, features
+        self._bounds = bounds or Bounds()
         self._counts = np.fromfile(folder / _COUNTS, np.int32)
 
     @property
@@ -94,8 +101,8 @@ class Firings:
     def by_feature(self) -> NDArray[np.int64]:
         """[feature]: on how many tokens it fires."""
         totals = np.zeros(self._features, np.int64)
-        for start in range(0, len(self._indices), SCANNED_AT_ONCE):
-            totals += np.bincount(self._indices[start : start + SCANNED_AT_ONCE], minlength=self._features)
+        for start in range(0, len(self._indices), self._bounds.scanned):
+            totals += np.bincount(self._indices[start : start + self._bounds.scanned], minlength=self._features)
         return totals
 
     def features(self) -> Iterator[FeatureFirings]:
@@ -116,7 +123,7 @@ class Firings:
         found = np.zeros(self._features)
         if not len(firings.tokens):
             return found
-        step = -(-int(self._fired[firings.tokens].sum()) // COACTIVE_AT_ONCE)
+        step = -(-int(self._fired[firings.tokens].sum()) // self._bounds.coactive)
         tokens = firings.tokens[::step]
         lengths = self._fired[tokens]
         offsets = np.repeat(self._offsets[tokens] - np.cumsum(lengths) + lengths, lengths)
@@ -131,15 +138,15 @@ class Firings:
         first = 0
         while first < self._features:
             before = int(ends[first - 1]) if first else 0
-            end = max(first + 1, int(np.searchsorted(ends, before + GATHERED_AT_ONCE, side="right")))
+            end = max(first + 1, int(np.searchsorted(ends, before + self._bounds.sorted, side="right")))
             yield first, end
             first = end
 
     def _gathered(self, first: int, end: int) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32]]:
         """Tokens, features and values of the firings of features first..end−1."""
         tokens, indices, values = [], [], []
-        for start in range(0, len(self._indices), SCANNED_AT_ONCE):
-            piece = self._indices[start : start + SCANNED_AT_ONCE]
+        for start in range(0, len(self._indices), self._bounds.scanned):
+            piece = self._indices[start : start + self._bounds.scanned]
             places = start + np.flatnonzero((piece >= first) & (piece < end))
             tokens.append(np.searchsorted(self._offsets, places, side="right") - 1)
             indices.append(self._indices[places])
