@@ -57,12 +57,17 @@ def rate_headers(standing: RateStanding) -> dict[str, str]:
 
 def _needs(scope: Scope) -> Callable[[ApiKey], Awaitable[ApiKey]]:
     async def allowed(key: Annotated[ApiKey, Depends(_caller)]) -> ApiKey:
-        if scope not in key.scopes:
-            held = ", ".join(key.scopes) or "none"
-            raise Refused(ErrorCode.FORBIDDEN, f"this needs a key with the scope {scope.value!r}; yours has: {held}")
+        require_scope(key, scope)
         return key
 
     return allowed
+
+
+def require_scope(key: ApiKey, scope: Scope) -> None:
+    """Raises Refused(FORBIDDEN) when the key lacks the scope."""
+    if scope not in key.scopes:
+        held = ", ".join(key.scopes) or "none"
+        raise Refused(ErrorCode.FORBIDDEN, f"this needs a key with the scope {scope.value!r}; yours has: {held}")
 
 
 Reader = Annotated[ApiKey, Depends(_needs(Scope.READ))]

@@ -10,8 +10,10 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from services.catalogue.catalogue import Catalogue
+from services.catalogue.feature_indexes import FeatureIndexes
 from services.catalogue.resolve import Limits
 from services.jobs.ports import Blobs, Doorbell, JobEvents, JobStore, WorkerRegistry
+from services.labels.store import LabelStore
 from services.tenants.administration import KeyAdministration
 from services.tenants.audit import AuditLog
 from services.tenants.keys import ApiKey, KeyStore
@@ -33,9 +35,11 @@ class GatewayServices:
     blobs: Blobs
     workers: WorkerRegistry
     keys: KeyStore
+    labels: LabelStore
     audit: AuditLog
     catalogue: Catalogue
     """Everything that is served; routes use `catalogue_for` the caller's key."""
+    features: FeatureIndexes
     limits: Limits
     pool: str
     """The worker pool that jobs go to."""

@@ -20,9 +20,12 @@ from pydantic import TypeAdapter
 
 from api.errors import Problem
 from api.routes import ROUTERS
+from api.routes.features import FeatureList
 from api.routes.keys import KeyRequest, RotationRequest
 from api.routes.models import TokenizeRequest
+from services.contracts.feature_card import FeatureCard
 from services.contracts.job import JobResult, JobSpec, JobView
+from services.contracts.label import LabelLine, LabelRequest
 
 FILE = Path(__file__).parents[1] / "openapi.yaml"
 DESCRIPTION = """\
@@ -40,12 +43,13 @@ TAGS = [
     {"name": "jobs", "description": "Post a job, follow it, fetch its result."},
     {"name": "models", "description": "The models that are served."},
     {"name": "saes", "description": "The sparse autoencoders that are served."},
+    {"name": "features", "description": "What the features of an SAE are."},
     {"name": "admin", "description": "Look after API keys: for keys with the scope `admin`."},
     {"name": "health", "description": "For load balancers and orchestrators; no key needed."},
 ]
 
-_REQUESTS: tuple[Any, ...] = (JobSpec, TokenizeRequest, KeyRequest, RotationRequest)
-_ANSWERS: tuple[Any, ...] = (JobView, JobResult, Problem)
+_REQUESTS: tuple[Any, ...] = (JobSpec, TokenizeRequest, LabelRequest, LabelLine, KeyRequest, RotationRequest)
+_ANSWERS: tuple[Any, ...] = (JobView, JobResult, FeatureCard, FeatureList, Problem)
 """Schemas of what routes write by themselves, which FastAPI therefore does not find."""
 
 

@@ -51,6 +51,8 @@ class GatewaySettings(BaseSettings):
     log_format: LogFormat = "console"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     max_body: Annotated[ByteSize, Field(ge=1_000, le=100_000_000)] = ByteSize(1_000_000)
+    max_lines: Annotated[ByteSize, Field(ge=1_000, le=100_000_000)] = ByteSize(16_000_000)
+    """Bytes of a body of JSON lines: an import of labels."""
     max_job_tokens: Annotated[int, Field(ge=1, le=100_000_000)] = 200_000
     max_job_token_layers: Annotated[int, Field(ge=1, le=10**15)] = 50_000_000
     """Engine work that one job may ask for, by estimate: positions through blocks."""

@@ -48,7 +48,15 @@ class JobQuery(BaseModel):
     status: JobStatus | None = None
     kind: (
         Literal[
-            "patching", "attribution", "features", "activations", "intervention", "logit_lens", "ablation", "attention"
+            "patching",
+            "attribution",
+            "features",
+            "activations",
+            "intervention",
+            "logit_lens",
+            "ablation",
+            "attention",
+            "sae_evaluation",
         ]
         | None
     ) = None

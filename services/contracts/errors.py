@@ -61,6 +61,9 @@ class ErrorCode(StrEnum):
     UNKNOWN_EXAMPLE = "unknown_example"
     NO_FIGURE = "no_figure"
     FIGURE_TOO_LARGE = "figure_too_large"
+    FEATURE_INDEX_MISSING = "feature_index_missing"
+    LABEL_NOT_FOUND = "label_not_found"
+    TOO_MANY_LABELS = "too_many_labels"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     KEY_NOT_FOUND = "key_not_found"
     KEY_CHANGED = "key_changed"
@@ -78,6 +81,7 @@ class ErrorCode(StrEnum):
     WORKER_LOST = "worker_lost"
     METHOD_FAILED = "method_failed"
     MODEL_UNAVAILABLE = "model_unavailable"
+    SAE_UNAVAILABLE = "sae_unavailable"
     OUT_OF_MEMORY = "out_of_memory"
     DEADLINE_EXCEEDED = "deadline_exceeded"
 

@@ -1,6 +1,6 @@
 """The facts of a served sparse autoencoder."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -8,12 +8,24 @@ from services.contracts.base import CatalogueId, Contract
 from services.contracts.site import SiteName
 
 
+class IndexFacts(Contract):
+    """Over what an SAE was indexed. `tokens_over_norm` counts the tokens over its norm threshold."""
+
+    tokens: int
+    tokens_over_norm: int
+    documents: int
+    corpus: Annotated[str, Field(description="Where the text comes from, and under which licences.")]
+    corpus_sha256: str
+    sae_sha256: Annotated[str, Field(description="Of the weights file that was indexed.")]
+    sha256: Annotated[str, Field(description="Of the index file.")]
+
+
 class SaeFacts(Contract):
     """What a client may rely on: the site it reads, its width, and its conventions."""
 
     id: CatalogueId
     model: CatalogueId
-    architecture: Literal["topk", "standard"]
+    architecture: Literal["topk", "standard", "jumprelu", "gated"]
     site: SiteName
     layer: int
     d_model: int
@@ -22,5 +34,9 @@ class SaeFacts(Contract):
     bos: bool | None = Field(description="Whether it was trained on prompts with BOS; null if unknown.")
     norm_threshold: float | None = Field(description="Tokens whose activation is longer are flagged and left alone.")
     sha256: str = Field(description="Of the weights file.")
+    extras_sha256: str | None = Field(default=None, description="Of the mean activation's file; null without one.")
     license: str | None = None
+    index: IndexFacts | None = Field(
+        default=None, description="Over what its features were indexed; null if they were not."
+    )
     card: dict[str, Any] = Field(default={}, description="Its card: every figure measured on held-out documents.")
