@@ -15,6 +15,7 @@ from services.catalogue.feature_file import IndexHeader, Ranked
 from services.catalogue.feature_indexes import INDEX_FILE
 from services.catalogue.operator import CatalogueError, SaeEntry, file_sha256
 from services.catalogue.store import has_index_of
+from services.contracts.feature_site import sae_violations
 from services.contracts.sae import autoencoder_violations
 from services.saes.bundle import load_sae
 from services.saes.config import EXTRAS_FILE, WEIGHTS_FILE
@@ -122,6 +123,8 @@ def test_an_sae_that_scales_each_token_cannot_be_written_back(sae_folder: SaeFol
     facts = prepare_sae(entry(sae_folder(normalize_activations="layer_norm")), tmp_path, tmp_path / "home")
     (violation,) = autoencoder_violations(facts)
     assert "can be read but not written" in violation.message
+    (at_the_site,) = sae_violations(facts, "m", "/method/sae")
+    assert (at_the_site.pointer, at_the_site.message) == ("/method/sae", violation.message)
 
 
 def test_another_models_sae_is_refused(sae_folder: SaeFolder, tmp_path: Path) -> None:
