@@ -13,13 +13,17 @@ from jaxtyping import Float64
 
 QUANTITIES_AT_ONCE = 4_096
 
+ROUNDING = 1e-5
+"""Differences below this, in parts of a quantity's largest value, are not differences: the same prefix run in two
+batches gives the same activation only to rounding, and ranks would make a discovery of that."""
+
 Sample = Float64[np.ndarray, "member quantity"]
 PerQuantity = Float64[np.ndarray, " quantity"]
 
 
 @dataclass(frozen=True)
 class RankTest:
-    """P(first > second) + P(equal) / 2, and the two-sided p-value of its being a half."""
+    """P(first > second) + P(equal) / 2, and the two-sided p-value of its being a half. Equal is up to rounding."""
 
     auroc: PerQuantity
     p_value: PerQuantity
@@ -35,7 +39,7 @@ def hedges_g(first: Sample, second: Sample) -> PerQuantity:
     difference = first.mean(axis=0) - second.mean(axis=0)
     correction = 1 - 3 / (4 * (n + m) - 9)
     effects: PerQuantity = np.full_like(difference, np.nan)
-    np.divide(correction * difference, deviation, out=effects, where=deviation > 0)
+    np.divide(correction * difference, deviation, out=effects, where=deviation > ROUNDING * _largest(first, second))
     return effects
 
 
@@ -51,7 +55,10 @@ def rank_test(first: Sample, second: Sample) -> RankTest:
 def _ranked(first: Sample, second: Sample) -> tuple[PerQuantity, PerQuantity]:
     n, m = len(first), len(second)
     values = torch.from_numpy(np.concatenate([first, second]).T.copy())
-    ordered = values.sort(dim=1).values
+    ordered, order = values.sort(dim=1)
+    largest = torch.from_numpy(_largest(first, second))[:, None]
+    levels = torch.nn.functional.pad((ordered.diff(dim=1) > ROUNDING * largest).cumsum(dim=1), (1, 0))
+    values, ordered = torch.empty_like(levels).scatter_(1, order, levels), levels
     below = torch.searchsorted(ordered, values).double()
     through = torch.searchsorted(ordered, values, right=True).double()
     u = ((below + through + 1) / 2)[:, :n].sum(dim=1) - n * (n + 1) / 2
@@ -60,6 +67,11 @@ def _ranked(first: Sample, second: Sample) -> tuple[PerQuantity, PerQuantity]:
     z = ((u - n * m / 2).abs() - 0.5).clamp(min=0) / variance.clamp(min=0).sqrt()
     p = torch.where(variance > 0, torch.erfc(z / 2**0.5), 1.0)
     return (u / (n * m)).numpy(), p.numpy()
+
+
+def _largest(first: Sample, second: Sample) -> PerQuantity:
+    largest: PerQuantity = np.maximum(np.abs(first).max(axis=0), np.abs(second).max(axis=0))
+    return largest
 
 
 def false_discovery_rates(p_values: PerQuantity) -> PerQuantity:

@@ -51,3 +51,11 @@ def test_q_values_equal_scipys(count: int) -> None:
 def test_nothing_tested_has_no_q_values() -> None:
     assert len(false_discovery_rates(np.zeros(0))) == 0
     assert len(rank_test(np.zeros((3, 0)), np.zeros((2, 0))).p_value) == 0
+
+
+def test_what_differs_by_rounding_alone_is_equal() -> None:
+    first, second = np.full((20, 1), 3.0), np.full((20, 1), 3.0 + 1e-6)
+    found = rank_test(first, second)
+    assert found.auroc[0] == 0.5
+    assert found.p_value[0] == 1.0
+    assert np.isnan(hedges_g(first, second)).all()
