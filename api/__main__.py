@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from api.settings import GatewaySettings, explain
 from services import logs
 from services.adapters.celery_doorbell import CeleryDoorbell
 from services.adapters.folder_blobs import FolderBlobs
+from services.adapters.redis_audit import RedisAuditLog
 from services.adapters.redis_blobs import RedisBlobs
 from services.adapters.redis_client import UnsuitableServerError, check_server, make_client
 from services.adapters.redis_doorbell import RedisDoorbell
@@ -26,6 +28,8 @@ from services.adapters.redis_keys import RedisKeyStore
 from services.adapters.redis_labels import RedisLabelStore
 from services.adapters.redis_workers import RedisWorkers
 from services.catalogue.catalogue import open_catalogue
+from services.catalogue.feature_index import open_prepared
+from services.catalogue.feature_indexes import FeatureIndexes
 from services.catalogue.resolve import Limits
 from services.contracts.errors import LensdError
 from services.jobs.policy import JobPolicy
@@ -60,6 +64,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
     policy = JobPolicy()
     url = settings.redis_url.get_secret_value()
     client = make_client(url, patient=False)
+    catalogue = open_catalogue(settings.home)
     events = RedisJobEvents(url)
     services = GatewayServices(
         store=RedisJobStore(client, policy),
@@ -69,13 +74,16 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         workers=RedisWorkers(client),
         keys=RedisKeyStore(client),
         labels=RedisLabelStore(client),
-        catalogue=open_catalogue(settings.home),
+        audit=RedisAuditLog(client),
+        catalogue=catalogue,
+        features=FeatureIndexes(catalogue, partial(open_prepared, catalogue)),
         limits=Limits(
             tokens=settings.max_job_tokens,
             token_layers=settings.max_job_token_layers,
             output_bytes=settings.max_job_output,
         ),
         pool=settings.pool,
+        tenants=settings.tenant_limits(),
     )
     reaper = Reaper(services.store, services.blobs, services.doorbell, every_s=policy.reap_every_s)
 

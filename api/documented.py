@@ -21,12 +21,14 @@ _PROBLEMS: Mapping[int, str] = {
     413: "The body is too large.",
     415: "The body is compressed, or not of the media type that this takes.",
     422: "Something in the request is wrong: see `errors`.",
+    429: "Over a limit of the key or its owner: try again after `Retry-After` seconds.",
     431: "Path, query and headers are too large.",
     500: "Something went wrong inside lensd.",
     503: "Not now: try again after `Retry-After` seconds.",
 }
 _ALWAYS = (431, 500)
-_WITH_KEY = (401, 403, 503)
+_WITH_KEY = (401, 403, 429, 503)
+_AFTER_A_WHILE = (429, 503)
 
 
 NO_KEY: dict[str, Any] = {"security": []}
@@ -75,4 +77,9 @@ def lines_body(schema: str, example: str) -> dict[str, Any]:
 
 
 def _problem(status: int) -> dict[str, Any]:
-    return content(PROBLEM_MEDIA_TYPE, PROBLEM_REF, _PROBLEMS[status])
+    answer = content(PROBLEM_MEDIA_TYPE, PROBLEM_REF, _PROBLEMS[status])
+    if status in _AFTER_A_WHILE:
+        answer["headers"] = {
+            "Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}
+        }
+    return answer

@@ -50,7 +50,7 @@ async def set_feature_label(
 
     It takes the place of the earlier label of the same tenant (or of the earlier shared one).
     """
-    require_feature(services.catalogue.sae(sae_id), index)
+    require_feature(services.catalogue_for(key).sae(sae_id), index)
     raw = await request.body()
     asked = await services.read(lambda: _label_body.parse(raw))
     label = _checked(key, asked, datetime.now(UTC))
@@ -68,7 +68,7 @@ def delete_feature_label(
     services: Services, key: Submitter, sae_id: SaeId, index: FeatureNumber, shared: Shared = False
 ) -> None:
     """Forget the caller's label of a feature; with `shared`, which needs the scope `admin`, the operator's."""
-    require_feature(services.catalogue.sae(sae_id), index)
+    require_feature(services.catalogue_for(key).sae(sae_id), index)
     if shared:
         require_scope(key, Scope.ADMIN)
     if not services.labels.delete(key.owner, sae_id, index, shared=shared):
@@ -87,7 +87,7 @@ async def import_labels(request: Request, services: Services, key: Submitter, sa
 
     After a 503 they may be stored, all or none: sending them again is harmless. `shared` needs the scope `admin`.
     """
-    facts = services.catalogue.sae(sae_id)
+    facts = services.catalogue_for(key).sae(sae_id)
     raw = await request.body()
     labels = await services.read(lambda: _read(raw, key, facts))
     await run_in_threadpool(services.labels.put, key.owner, sae_id, labels)
@@ -105,7 +105,7 @@ async def import_labels(request: Request, services: Services, key: Submitter, sa
 )
 def export_labels(services: Services, key: Reader, sae_id: SaeId) -> Response:
     """Every label that the caller sees, the own and the shared ones, as lines that an import takes."""
-    services.catalogue.sae(sae_id)
+    services.catalogue_for(key).sae(sae_id)
     return Response(_lines(services, key, sae_id), media_type=LINES)
 
 

@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from services.catalogue.catalogue import Catalogue
@@ -32,6 +32,10 @@ class Limits:
     tokens: int = 200_000
     token_layers: int = 50_000_000
     output_bytes: int = 64 * 2**20
+
+    def within(self, token_layers: int | None) -> "Limits":
+        """The same with no more work than `token_layers`: what is over a whole day's quota never fits, any day."""
+        return self if token_layers is None else replace(self, token_layers=min(self.token_layers, token_layers))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from api.app import create_app
 from api.dependencies import GatewayServices
 from api.limits import RequestLimits
 from services.catalogue.catalogue import Catalogue, open_catalogue
+from services.catalogue.feature_indexes import FeatureIndexes, FeatureReader
 from services.catalogue.resolve import Limits
 from services.contracts.job import JobError, JobProgress
 from services.jobs.memory import MemoryBlobs, MemoryDoorbell, MemoryEvents, MemoryJobStore, MemoryWorkers
@@ -20,7 +21,7 @@ from services.jobs.policy import JobPolicy
 from services.jobs.record import Claim, Failed, Size, StoredResult, Succeeded
 from services.labels.memory import MemoryLabelStore
 from services.tenants.keys import Scope, new_key
-from services.tenants.memory import MemoryKeyStore
+from services.tenants.memory import MemoryAuditLog, MemoryKeyStore
 from tests.api.catalogue import write_catalogue
 
 POOL = "default"
@@ -83,6 +84,10 @@ class Stand:
         return create_app(replace(self.services, **ports), RequestLimits())
 
 
+def unopened(path: Path) -> FeatureReader:
+    raise AssertionError(f"{path} is no index")
+
+
 @pytest.fixture
 def stand(tiny_catalogue: Catalogue) -> Stand:
     store, keys, blobs = MemoryJobStore(JobPolicy()), MemoryKeyStore(), MemoryBlobs()
@@ -95,7 +100,9 @@ def stand(tiny_catalogue: Catalogue) -> Stand:
         workers=workers,
         keys=keys,
         labels=MemoryLabelStore(),
+        audit=MemoryAuditLog(),
         catalogue=tiny_catalogue,
+        features=FeatureIndexes(tiny_catalogue, unopened),
         limits=Limits(tokens=10_000),
         pool=POOL,
     )
