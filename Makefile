@@ -55,6 +55,7 @@ bench: prepare         ## measure speed against TransformerLens and SAELens; wri
 	$(BIN)/python -m benchmarks.edges
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.attribution
+	$(BIN)/python -m benchmarks.features
 	$(BIN)/python -m benchmarks.service
 
 ground-truth: prepare  ## hold the methods against exact runs on SmolLM2; writes benchmarks/GROUND_TRUTH.md (about 20 minutes)
