@@ -1,4 +1,4 @@
-"""Does an SAE find known features in superposition? A toy model (Elhage et al. 2022, arXiv:2209.10652) knows the answer.
+"""Does an SAE find known features in superposition? A toy model (Elhage et al. 2022, arXiv:2209.10652) knows.
 
     python -m examples.superposition [--out DIR]
 
@@ -8,7 +8,7 @@
 3. A standard SAE (ReLU, L1, unit decoder rows) of 64 latents is trained on h = Wx alone.
 4. A represented feature is recovered when some decoder row has a cosine over 0.95 with W_i.
 
-Three seeds, each of its own toy model and SAE; the first also with other L1 coefficients. No server is needed. It writes
+Three seeds, each of its own toy model and SAE; the first also with other L1 coefficients. No server. It writes
 docs/superposition.json, docs/superposition.png and the tables of docs/superposition.md; with --out, the SAEs.
 """
 
