@@ -33,7 +33,7 @@ REPRESENTED = 0.5
 """‖W_i‖² from which a feature counts as represented."""
 RECOVERED = 0.95
 """Cosine to a decoder row over which it counts as recovered."""
-L1, OTHER_L1 = 0.1, (0.02, 0.05, 0.2)
+L1, OTHER_L1 = 0.2, (0.1,)
 SEEDS = (0, 1, 2)
 LEARNING_RATE = 3e-3
 
