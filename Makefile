@@ -61,9 +61,10 @@ bench: prepare         ## measure speed against TransformerLens and SAELens; wri
 ground-truth: prepare  ## hold the methods against exact runs on SmolLM2; writes benchmarks/GROUND_TRUTH.md (about 20 minutes)
 	$(BIN)/python -m benchmarks.ground_truth
 
-examples: prepare      ## find the induction and IOI circuits over HTTP; writes docs/induction* and docs/ioi*
+examples: prepare      ## find the induction and IOI circuits over HTTP, and known features by an SAE; writes docs/induction*, docs/ioi*, docs/superposition*
 	$(BIN)/python -m deploy.local run $(BIN)/python -m examples.induction
 	$(BIN)/python -m deploy.local run $(BIN)/python -m examples.ioi
+	$(BIN)/python -m examples.superposition
 
 lock: install          ## pin what is installed
 	$(BIN)/python requirements/lock.py
