@@ -111,7 +111,7 @@ def _reconstruction(encoded: Encoded, every: Features, sae: Sae) -> Reconstructi
     if not len(x):
         return Reconstruction(tokens=0, mse=None, explained_variance=None, reference=reference, mean_l0=None)
     features = every[encoded.counted]
-    error = (x - sae.decode(features).double()).square().sum()
+    error = (x - sae.decode(features, x).double()).square().sum()
     mean = x.mean(dim=0) if sae.mean_activation is None else sae.mean_activation.double()
     variance = (x - mean).square().sum()
     return Reconstruction(
