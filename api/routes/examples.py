@@ -1,4 +1,4 @@
-"""The jobs shown in the API's documentation: one of each kind, ready to be sent."""
+"""The jobs shown in the API's documentation: some of each kind, ready to be sent."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +27,20 @@ JOBS: Mapping[str, Mapping[str, Any]] = {
         "sae": "smollm2-135m-l15-resid-post",
         "prompts": ["The Eiffel Tower is in Paris"],
         "top_k": 10,
+    },
+    "features_contrast": {
+        "kind": "features",
+        "model": "smollm2-135m",
+        "sae": "smollm2-135m-l15-resid-post",
+        "prompts": ["The Eiffel Tower is in Paris", "The Louvre is in Paris"],
+        "contrast": {"baseline": ["The Colosseum is in Rome", "Big Ben is in London"], "score": "max"},
+    },
+    "features_search": {
+        "kind": "features",
+        "model": "smollm2-135m",
+        "sae": "smollm2-135m-l15-resid-post",
+        "prompts": ["The Eiffel Tower is in Paris", "The Colosseum is in Rome"],
+        "search": [{"text": " Paris"}, {"prompt": 1, "positions": [-1]}],
     },
     "ablation": {
         "kind": "ablation",
