@@ -122,7 +122,7 @@ def feature_of(sae: Sae, x: Tensor, index: int) -> Tensor:
             kept = pre.topk(k).indices == index
             return (pre[:, index].clamp_min(0) * kept.any(-1))[:, None]
         case JumpRelu(threshold=threshold):
-            return (pre[:, index] * (pre[:, index] > threshold[index].double()))[:, None]
+            return torch.where(pre[:, index] > threshold[index].double(), pre[:, index], 0.0)[:, None]
         case _:
             return pre[:, index, None].clamp_min(0)
 
