@@ -1,7 +1,8 @@
 """Following a job: as server-sent events, or until it ends.
 
 Every event is the whole job as it was then, named by its status: the first is a snapshot, the last is `succeeded`,
-`failed` or `cancelled`. A comment keeps an idle connection open; `Last-Event-ID` resumes after the last event seen.
+`failed` or `cancelled`. One that brings new tokens of a job that generates is named `tokens` instead. A comment keeps
+an idle connection open; `Last-Event-ID` resumes after the last event seen.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 
 from services.contracts.errors import LensdError
+from services.contracts.job import JobTokens
 from services.jobs.ports import JobEvents
 from services.jobs.record import JobEvent
 
@@ -77,4 +79,7 @@ async def _follow(
 
 
 def _frame(event: JobEvent) -> bytes:
-    return f"id: {event.id}\nevent: {event.summary.status}\ndata: {event.summary.model_dump_json()}\n\n".encode()
+    name, data = str(event.summary.status), event.summary.model_dump_json()
+    if event.tokens:
+        name, data = "tokens", JobTokens(**dict(event.summary), tokens=event.tokens).model_dump_json()
+    return f"id: {event.id}\nevent: {name}\ndata: {data}\n\n".encode()

@@ -85,6 +85,7 @@ class Heartbeat:
         beats = self._store.heartbeat([job.claim for job in jobs])
         for job in jobs:
             job.hear(beats[job.claim.job.id])
-            progress = job.fresh_progress()
-            if progress is not None:
-                self._store.progress(job.claim, progress)
+            progress, tokens = job.fresh_progress(), job.fresh_tokens()
+            if progress is not None or tokens:
+                self._store.progress(job.claim, progress or job.progress, tokens)
+                job.told(tokens)

@@ -7,6 +7,7 @@ import torch
 
 from services.catalogue.catalogue import Catalogue, model_folder, sae_folder
 from services.contracts.errors import LensdError
+from services.contracts.generation import NewTokens
 from services.contracts.job import JobResult, JobSpec
 from services.engine.engine import Engine, EngineLimits
 from services.engine.ticket import JobTicket
@@ -47,8 +48,10 @@ class Laboratory:
         self._models = ModelCache(self._load_model, self._size_of, limit_bytes=settings.model_cache_bytes)
         self._saes = SaeShelf(self._load_sae, settings.sae_cache_bytes)
 
-    def run(self, claim: Claim, ticket: JobTicket) -> JobResult:
-        """Run a claimed job; raises what its model's loading or its method raises."""
+    def run(
+        self, claim: Claim, ticket: JobTicket, on_tokens: Callable[[NewTokens], None] = lambda _: None
+    ) -> JobResult:
+        """Run a claimed job; raises what its model's loading or its method raises. `on_tokens` must return at once."""
         with self._models.use(claim.spec.model) as model:
             context = MethodContext(
                 model=model,
@@ -57,6 +60,7 @@ class Laboratory:
                 inputs=claim.inputs,
                 tokenizer=self._catalogue.tokenizer(claim.spec.model),
                 sae=self._sae_for(claim.spec),
+                on_tokens=on_tokens,
             )
             return run_method(claim.spec, context)
 

@@ -139,7 +139,7 @@ class WorkerProcess:
     def _run(self, claim: Claim) -> None:
         with self._heartbeat.keeping(claim) as job:
             log.info("job %s: %s, attempt %s", claim.job.id, claim.spec.kind, claim.attempt)
-            ending = job.work(lambda: self._laboratory.run(claim, job.ticket), self._keep)
+            ending = job.work(lambda: self._laboratory.run(claim, job.ticket, job.note_token), self._keep)
             try:
                 if ending is not None:
                     accepted = self._store.finish(claim, ending, job.fresh_progress(), job.ticket.token_layers)

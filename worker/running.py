@@ -2,12 +2,14 @@
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from services.contracts.errors import ErrorCode, LensdError
+from services.contracts.generation import NewTokens
 from services.contracts.job import JobError, JobProgress, JobResult
 from services.engine.ticket import JobCancelled, JobTicket
 from services.jobs.record import Beat, Cancelled, Claim, Ending, Failed, Stop, StoredResult, Succeeded
+from services.jobs.token_news import joined
 
 log = logging.getLogger("lensd.worker")
 
@@ -32,6 +34,7 @@ class RunningJob:
         self._handing_back = False
         self._progress = JobProgress(done=0, planned=0)
         self._reported = self._progress
+        self._untold: list[NewTokens] = []
 
     def hear(self, beat: Beat) -> None:
         """Take in what the heartbeat learned."""
@@ -53,6 +56,22 @@ class RunningJob:
             return None
         self._reported = progress
         return progress
+
+    @property
+    def progress(self) -> JobProgress:
+        return self._progress
+
+    def note_token(self, token: NewTokens) -> None:
+        """Take in a new token, on the engine's thread."""
+        self._untold.append(token)
+
+    def fresh_tokens(self) -> tuple[NewTokens, ...]:
+        """Those that nobody was told of yet: call `told` once somebody was."""
+        return joined(tuple(self._untold))
+
+    def told(self, tokens: Sequence[NewTokens]) -> None:
+        """Forget what `fresh_tokens` gave."""
+        del self._untold[: sum(len(piece.tokens) for piece in tokens)]
 
     def work(self, compute: Callable[[], JobResult], keep: Callable[[Claim, JobResult], StoredResult]) -> Ending | None:
         """Compute and store the result. None when there is nothing to say: the claim is lost, or handed back."""

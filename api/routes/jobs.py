@@ -156,7 +156,10 @@ def delete_job(services: Services, key: Submitter, job_id: JobId) -> None:
             "text/event-stream",
             {"type": "string"},
             "Events named by the job's status, each with the job (a JobSummary) as its data; the first is a snapshot, "
-            "the last is terminal.",
+            "the last is terminal. While a `generation` runs, an event that brings new tokens is named `tokens`, and "
+            "its data (a JobTokens) is the job with `tokens`: per text (`prompt`, `strength`, null for the unsteered "
+            "one) those from number `first` on, which take the place of any that the client has there. In a snapshot "
+            "they are all so far; what came last is in the result.",
         ),
         204: {"description": "The job has ended, and `Last-Event-ID` is its last event."},
         **problems(404, 422),

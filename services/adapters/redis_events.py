@@ -2,7 +2,8 @@
 
 1. One task per process reads `lensd:events`; a read that hangs ends with the socket's timeout.
 2. It hands each event to the watchers of that job, in memory: a watcher costs the server nothing while it waits.
-3. After any outage it starts at the stream's end and tells every watcher to catch up from its job's own events.
+3. Events only count the batches of new tokens of a job that generates: a watcher reads those it has not had.
+4. After any outage it starts at the stream's end and tells every watcher to catch up from its job's own events.
 """
 
 import asyncio
@@ -10,15 +11,26 @@ import logging
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Self, cast
 
 import orjson
+from redis.asyncio import Redis
 
 from services.adapters.redis_client import make_async_client, store_errors
-from services.adapters.redis_records import MALFORMED, SUMMARY_FIELDS, Hash, hash_of, record_or_none, state_of
+from services.adapters.redis_records import (
+    MALFORMED,
+    SUMMARY_FIELDS,
+    Hash,
+    hash_of,
+    record_or_none,
+    state_of,
+    unpacked_tokens,
+)
 from services.contracts.errors import ErrorCode, NotFound, Unavailable
-from services.contracts.job import JobSummary
+from services.contracts.generation import NewTokens
 from services.jobs.record import JobEvent, JobRecord
+from services.jobs.token_news import joined
 
 _log = logging.getLogger(__name__)
 
@@ -55,29 +67,32 @@ class RedisJobEvents:
             if record is None:
                 raise NotFound(ErrorCode.JOB_NOT_FOUND, f"there is no job {job_id}")
             summary = record.summary()
-            seen = _resume_point(after, record.version)
-            events: Sequence[JobEvent] | None = await self._kept(summary, seen)
-            if summary.status.terminal and not events:
+            resumes = _resumes(after, record.version)
+            seen = int(after or 0) if resumes else record.version - 1
+            kept = await self._kept(job_id)
+            reader = _TokenReader(self._client, job_id, next((n for n in kept if resumes and n.version == seen), None))
+            news: Sequence[_News] | None = [one for one in kept if one.version > seen]
+            if summary.status.terminal and not news:
                 return
-            while events is not None:
-                for event in events:
-                    seen = int(event.id)
-                    yield event
-                    if event.summary.status.terminal:
+            while news is not None:
+                for one in news:
+                    seen = one.version
+                    yield JobEvent(str(seen), summary.model_copy(update=one.state), await reader.tokens(one))
+                    if one.state["status"].terminal:
                         return
-                events = await self._next(watcher, summary, seen)
+                news = await self._next(watcher, job_id, seen)
 
-    async def _next(self, watcher: "_Watcher", summary: JobSummary, seen: int) -> Sequence[JobEvent] | None:
+    async def _next(self, watcher: "_Watcher", job_id: str, seen: int) -> Sequence["_News"] | None:
         """What comes after event `seen`, perhaps nothing yet; None when the job is lost."""
         news = await watcher.news()
         if news is not None:
-            version, state = news
-            return [_event(summary, version, state)] if version > seen else []
+            return [news] if news.version > seen else []
         try:
-            record = await self._record(summary.id)
+            record = await self._record(job_id)
             if record is None:
                 return None
-            return await self._kept(summary, seen if seen <= record.version else record.version - 1)
+            last = seen if seen <= record.version else record.version - 1
+            return [one for one in await self._kept(job_id) if one.version > last]
         except Unavailable:
             await asyncio.sleep(LONGEST_PAUSE_S)
             watcher.tell(None)
@@ -90,12 +105,11 @@ class RedisJobEvents:
             )
         return record_or_none(job_id, hash_of(SUMMARY_FIELDS, values))
 
-    async def _kept(self, summary: JobSummary, seen: int) -> Sequence[JobEvent]:
-        """The job's events after `seen`, as far as they are kept."""
+    async def _kept(self, job_id: str) -> Sequence["_News"]:
+        """The job's events, as far as they are kept."""
         with store_errors():
-            kept = await cast("Awaitable[list[bytes]]", self._client.lrange(f"lensd:events:{summary.id}", 0, -1))
-        events = (_event(summary, *_news(_unpacked(entry))) for entry in kept)
-        return [event for event in events if int(event.id) > seen]
+            kept = await cast("Awaitable[list[bytes]]", self._client.lrange(f"lensd:events:{job_id}", 0, -1))
+        return [_news(_unpacked(entry)) for entry in kept]
 
     @contextmanager
     def _attached(self, job_id: str) -> Iterator["_Watcher"]:
@@ -147,18 +161,57 @@ class RedisJobEvents:
             watcher.tell(news)
 
 
+@dataclass(frozen=True)
+class _News:
+    """An event as it lies on the server; `batches` of tokens have been written by then in this attempt."""
+
+    version: int
+    state: _State
+    batches: int
+
+
+class _TokenReader:
+    """What one watcher has had of the tokens that a job writes; all so far are new to it unless it resumes."""
+
+    def __init__(self, client: Redis, job_id: str, last: _News | None) -> None:
+        self._client = client
+        self._key = f"lensd:tokens:{job_id}"
+        self._attempt = last.state["attempt"] if last else 0
+        self._batches = last.batches if last else 0
+
+    async def tokens(self, news: _News) -> tuple[NewTokens, ...]:
+        """Those that came since the last call; none once the attempt has ended, or while the store does not answer."""
+        if news.state["attempt"] != self._attempt:
+            self._attempt, self._batches = news.state["attempt"], 0
+        if news.batches <= self._batches:
+            return ()
+        try:
+            with store_errors():
+                batches = await cast(
+                    "Awaitable[list[bytes]]", self._client.lrange(self._key, self._batches, news.batches - 1)
+                )
+            found = joined(piece for batch in batches for piece in unpacked_tokens(batch))
+        except Unavailable:
+            return ()
+        except MALFORMED as error:
+            _log.error("a batch of tokens is malformed: %s", type(error).__name__)
+            return ()
+        self._batches = news.batches
+        return found
+
+
 class _Watcher:
     """What one watcher has not taken in yet; None stands for an outage. One that is slow misses the oldest."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[int, _State] | None] = deque(maxlen=KEPT_PER_WATCHER)
+        self._waiting: deque[_News | None] = deque(maxlen=KEPT_PER_WATCHER)
         self._told = asyncio.Event()
 
-    def tell(self, news: tuple[int, _State] | None) -> None:
+    def tell(self, news: _News | None) -> None:
         self._waiting.append(news)
         self._told.set()
 
-    async def news(self) -> tuple[int, _State] | None:
+    async def news(self) -> _News | None:
         await self._told.wait()
         first = self._waiting.popleft()
         if not self._waiting:
@@ -166,18 +219,13 @@ class _Watcher:
         return first
 
 
-def _resume_point(after: str | None, version: int) -> int:
-    """The version to go on after: without one of the job's own to resume from, so that the latest event comes first."""
-    resumes = after is not None and after.isascii() and after.isdecimal() and int(after) <= version
-    return int(after or 0) if resumes else version - 1
+def _resumes(after: str | None, version: int) -> bool:
+    """Whether `after` is an event of the job's own to go on after; else the latest event comes first."""
+    return after is not None and after.isascii() and after.isdecimal() and int(after) <= version
 
 
-def _news(fields: Hash) -> tuple[int, _State]:
-    return int(fields["version"]), state_of(fields)
-
-
-def _event(summary: JobSummary, version: int, state: _State) -> JobEvent:
-    return JobEvent(id=str(version), summary=summary.model_copy(update=state))
+def _news(fields: Hash) -> _News:
+    return _News(int(fields["version"]), state_of(fields), int(fields.get("batches", 0)))
 
 
 def _unpacked(entry: bytes) -> Hash:

@@ -24,11 +24,13 @@ from services.adapters.redis_records import (
     limits_argument,
     microseconds,
     moment,
+    packed_tokens,
     policy_argument,
     record_of,
     record_or_none,
 )
 from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
+from services.contracts.generation import NewTokens
 from services.contracts.job import JobError, JobProgress, JobStatus, JobSummary
 from services.jobs.limits import queue_share_filled, quota_exceeded, too_many_jobs
 from services.jobs.policy import JobPolicy
@@ -159,9 +161,10 @@ class RedisJobStore:
         beats = self._scripts.run("heartbeat", self._policy, *arguments)
         return {claim.job.id: _beat(beat.decode()) for claim, beat in zip(claims, beats, strict=True)}
 
-    def progress(self, claim: Claim, progress: JobProgress) -> None:
+    def progress(self, claim: Claim, progress: JobProgress, tokens: Sequence[NewTokens] = ()) -> None:
+        news = packed_tokens(tokens) if tokens else b""
         self._scripts.run(
-            "progress", self._policy, claim.job.id, claim.worker, claim.attempt, progress.done, progress.planned
+            "progress", self._policy, claim.job.id, claim.worker, claim.attempt, progress.done, progress.planned, news
         )
 
     def finish(

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 from pydantic import TypeAdapter
 
+from services.contracts.generation import NewTokens
 from services.contracts.inputs import Inputs
 from services.contracts.job import JobError, JobProgress, JobSpec, JobStatus
 from services.jobs.limits import OwnerLimits
@@ -51,6 +52,7 @@ _log = logging.getLogger(__name__)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
+_TOKENS: TypeAdapter[tuple[NewTokens, ...]] = TypeAdapter(tuple[NewTokens, ...])
 
 
 def microseconds(seconds: float) -> int:
@@ -117,6 +119,16 @@ def state_of(fields: Hash) -> dict[str, Any]:
         "progress": JobProgress(done=int(fields.get("done", 0)), planned=int(fields.get("planned", 0))),
         "error": JobError.model_validate_json(fields["error"]) if "error" in fields else None,
     }
+
+
+def packed_tokens(tokens: Sequence[NewTokens]) -> bytes:
+    """What was written between two beats, as it lies in the job's list of tokens."""
+    return _TOKENS.dump_json(tuple(tokens))
+
+
+def unpacked_tokens(batch: bytes) -> tuple[NewTokens, ...]:
+    """Raises one of MALFORMED on what lensd did not write."""
+    return _TOKENS.validate_json(batch)
 
 
 def _time(fields: Hash, name: str) -> datetime | None:

@@ -11,7 +11,9 @@ from services.catalogue.costs.activations import activations_cost
 from services.catalogue.costs.attention import attention_cost
 from services.catalogue.costs.attribution import attribution_cost
 from services.catalogue.costs.cost import Cost
+from services.catalogue.costs.direction import direction_cost
 from services.catalogue.costs.features import features_cost
+from services.catalogue.costs.generation import generation_cost
 from services.catalogue.costs.intervention import intervention_cost
 from services.catalogue.costs.logit_lens import logit_lens_cost
 from services.catalogue.costs.patching import patching_cost
@@ -20,7 +22,9 @@ from services.contracts.ablation import AblationSpec
 from services.contracts.activations import ActivationsSpec
 from services.contracts.attention import AttentionSpec
 from services.contracts.attribution import AttributionSpec
+from services.contracts.direction import DirectionSpec
 from services.contracts.features import FeaturesSpec
+from services.contracts.generation import GenerationSpec
 from services.contracts.inputs import Inputs
 from services.contracts.intervention import InterventionSpec
 from services.contracts.job import JobSpec
@@ -44,6 +48,8 @@ def estimate(spec: JobSpec, inputs: Inputs, model: ModelFacts, sae: SaeFacts | N
             return ablation_cost(spec, inputs, model)
         case InterventionSpec():
             return intervention_cost(spec, inputs, model)
+        case GenerationSpec():
+            return generation_cost(spec, inputs, model, sae)
         case SaeEvaluationSpec():
             assert sae is not None
             return sae_evaluation_cost(spec, inputs, model, sae)
@@ -52,7 +58,7 @@ def estimate(spec: JobSpec, inputs: Inputs, model: ModelFacts, sae: SaeFacts | N
 
 
 def _reading(
-    spec: FeaturesSpec | ActivationsSpec | LogitLensSpec | AttentionSpec,
+    spec: FeaturesSpec | ActivationsSpec | LogitLensSpec | AttentionSpec | DirectionSpec,
     inputs: Inputs,
     model: ModelFacts,
     sae: SaeFacts | None,
@@ -66,5 +72,7 @@ def _reading(
             return activations_cost(spec, inputs, model)
         case LogitLensSpec():
             return logit_lens_cost(spec, inputs, model)
+        case DirectionSpec():
+            return direction_cost(spec, inputs, model)
         case AttentionSpec():
             return attention_cost(spec, inputs, model)

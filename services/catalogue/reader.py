@@ -144,6 +144,16 @@ class PromptReader:
             self.refuse("/metric/foils", ErrorCode.INVALID_ANSWER, f"tokens {sorted(shared)} are in both sets")
         return answers, foils
 
+    def stops(self, stops: Sequence[Answer], pointer: str) -> tuple[int, ...]:
+        """The ids of tokens that end a text: one token each, wherever it stands."""
+        found = []
+        for index, stop in enumerate(stops):
+            try:
+                found.append(self.tokenizer.one_token(stop))
+            except LensdError as error:
+                self.refuse(f"{pointer}/{index}", error.code, error.message)
+        return tuple(dict.fromkeys(found))
+
     def _member(self, answer: Answer, prompts: Sequence[tuple[Prompt, PromptTokens]], pointer: str) -> int:
         ids = {self.answer(prompt, tokens, answer, pointer) for prompt, tokens in prompts}
         if len(ids) > 1:

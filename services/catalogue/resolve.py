@@ -103,6 +103,7 @@ def _read(spec: JobSpec, reader: PromptReader) -> Inputs:
         references=tuple(reference for reference in references if reference is not None),
         answers=answers,
         foils=foils,
+        stops=reader.stops(asked.stops, "/stop"),
         bos=reader.rule,
     )
 

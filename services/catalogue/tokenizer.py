@@ -7,6 +7,7 @@ prompts given as tokens are taken as they are.
 
 import json
 import time
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,27 @@ class Tokenizer:
                 "an answer is one token; give the first, or a token's id",
             )
         return continuation[0]
+
+    def one_token(self, token: str | int) -> int:
+        """The id of what is one token by itself; raises LensdError(INVALID_ANSWER | UNKNOWN_TOKEN)."""
+        if isinstance(token, int):
+            return self._known((token,))[0]
+        ids = tuple(self._tokenizer.encode(token, add_special_tokens=False).ids)
+        if len(ids) != 1:
+            pieces = [self.string(piece) for piece in ids[:20]]
+            message = f"{token!r} is {len(ids)} tokens, {pieces}: give one that is a single token, or a token's id"
+            raise LensdError(ErrorCode.INVALID_ANSWER, message)
+        return ids[0]
+
+    @property
+    def end_of_sequence(self) -> int | None:
+        """The token with which the model ends what it writes, if its tokenizer names one."""
+        name = self._special_tokens()["eos_token"]
+        return self._tokenizer.token_to_id(name) if name else None
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What tokens read together, special ones included."""
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
 
     def string(self, token: int) -> str:
         """How one token reads, its leading space kept."""

@@ -38,6 +38,7 @@ class Inputs(Contract):
     references: tuple[PromptTokens, ...] = ()
     answers: tuple[int, ...] = ()
     foils: tuple[int, ...] = ()
+    stops: tuple[int, ...] = ()
     bos: Literal["request", "sae", "tokenizer"]
 
     def tokens(self) -> int:

@@ -12,8 +12,10 @@ from services.contracts.activations import ActivationsResult, ActivationsSpec
 from services.contracts.attention import AttentionResult, AttentionSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.base import Contract
+from services.contracts.direction import DirectionResult, DirectionSpec
 from services.contracts.errors import ErrorCode
 from services.contracts.features import FeaturesResult, FeaturesSpec
+from services.contracts.generation import GenerationResult, GenerationSpec, NewTokens
 from services.contracts.intervention import InterventionResult, InterventionSpec
 from services.contracts.logit_lens import LogitLensResult, LogitLensSpec
 from services.contracts.patching import PatchingResult, PatchingSpec
@@ -30,7 +32,9 @@ JobSpec = TypeAliasType(
         | LogitLensSpec
         | AblationSpec
         | AttentionSpec
-        | SaeEvaluationSpec,
+        | SaeEvaluationSpec
+        | GenerationSpec
+        | DirectionSpec,
         Field(discriminator="kind"),
     ],
 )
@@ -45,7 +49,9 @@ JobResult = TypeAliasType(
         | LogitLensResult
         | AblationResult
         | AttentionResult
-        | SaeEvaluationResult,
+        | SaeEvaluationResult
+        | GenerationResult
+        | DirectionResult,
         Field(discriminator="kind"),
     ],
 )
@@ -95,6 +101,12 @@ class JobSummary(Contract):
     progress: JobProgress
     cached: bool
     error: JobError | None
+
+
+class JobTokens(JobSummary):
+    """A job that generates, with the tokens that came since the last event."""
+
+    tokens: tuple[NewTokens, ...]
 
 
 class JobView(JobSummary):

@@ -11,7 +11,7 @@ from services.contracts.errors import Violation
 from services.contracts.inputs import Inputs
 from services.contracts.metric import Metric
 from services.contracts.model import ModelFacts
-from services.contracts.prompt import Example, Pair, Prompt
+from services.contracts.prompt import Answer, Example, Pair, Prompt
 from services.contracts.sae import SaeFacts
 
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
@@ -22,13 +22,14 @@ MetadataValue = Annotated[str, Field(max_length=512)]
 class Asked:
     """What a specification wants to be read: its inputs, and the metric that decides which answers they need.
 
-    `references` are further prompts, by where they stand in the body.
+    `references` are further prompts, by where they stand in the body; `stops` tokens that end a text.
     """
 
     prompts: tuple[Prompt, ...] = ()
     examples: tuple[Example, ...] = ()
     pairs: tuple[Pair, ...] = ()
     references: Mapping[str, Prompt] = field(default_factory=dict)
+    stops: tuple[Answer, ...] = ()
     metric: Metric | None = None
 
 

@@ -16,7 +16,7 @@ from services.engine.base_runs import Runs
 from services.engine.check import site_shape
 from services.engine.lane import Lane, Place, RunKey
 from services.engine.reading import reported
-from services.engine.row import Capture, FromRun, Intervention, Site
+from services.engine.row import Capture, FeatureChange, FromRun, Intervention, Site
 from services.engine.site_work import ATTENTION_SITES, Read, SiteWork, Write
 from services.models.load import LoadedModel
 
@@ -98,7 +98,7 @@ class Agenda:
             plan.reads.append(Read(lane=index, slots=slots, head=capture.site.head, keys=len(lane.row.tokens)))
             plan.readers.append((index, capture))
 
-    def _value(self, lane: Lane, intervention: Intervention) -> Float[Tensor, "position ..."] | float:
+    def _value(self, lane: Lane, intervention: Intervention) -> Float[Tensor, "position ..."] | float | FeatureChange:
         site, positions = intervention.site, intervention.positions
         count = len(lane.row.tokens) if positions is None else len(positions)
         shape = site_shape(self._model.facts, site, len(lane.row.tokens))
@@ -107,6 +107,8 @@ class Agenda:
                 return self._from_run(RunKey(lane.owner, tokens), site, positions, count)
             case Tensor() as value:
                 return value.to(self._model.device, self._model.dtype).expand(count, *shape)
+            case FeatureChange() as change:
+                return change
             case number if site.name in ATTENTION_SITES:  # not to the keys of longer rows in the batch
                 return torch.full((count, *shape), number, device=self._model.device, dtype=self._model.dtype)
             case number:

@@ -9,8 +9,8 @@ from services.contracts.model import ModelFacts
 from services.contracts.site import HEAD_SITES, SiteName
 from services.engine.objective import WeightedProbabilities
 from services.engine.reading import positions_read
-from services.engine.readout import Divergence, Loss, Readout, TokenLogits, TokenLogProbs, TopK
-from services.engine.row import FromRun, Gradients, Intervention, Row, Site
+from services.engine.readout import Divergence, Loss, Readout, TextLogProbs, TokenLogits, TokenLogProbs, TopK
+from services.engine.row import FeatureChange, FromRun, Gradients, Intervention, Row, Site
 from services.engine.site_work import ATTENTION_SITES
 
 _KV_SITES = (SiteName.K, SiteName.V)
@@ -79,7 +79,11 @@ def _check_positions(positions: Iterable[int] | None, length: int) -> None:
 
 def _check_value(facts: ModelFacts, intervention: Intervention, length: int) -> None:
     value = intervention.value
-    if isinstance(value, FromRun):
+    if isinstance(value, FeatureChange) or intervention.operation == "change_features":
+        _check_features(facts, intervention, length)
+    elif intervention.operation == "project_out" and not _is_direction(intervention):
+        raise InvalidRow("what is projected out is a tensor, nowhere zero, at a site that is no attention site")
+    elif isinstance(value, FromRun):
         _check_tokens(facts, value.tokens)
         reach = length if intervention.positions is None else max(intervention.positions) + 1
         if reach > len(value.tokens):
@@ -95,6 +99,27 @@ def _check_value(facts: ModelFacts, intervention: Intervention, length: int) -> 
             raise InvalidRow("a value holds NaN or infinity")
     elif not math.isfinite(value) and not _is_knockout(intervention):
         raise InvalidRow(f"a value of {value}: it must be finite, or minus infinity to set attn_scores to")
+
+
+def _is_direction(intervention: Intervention) -> bool:
+    value = intervention.value
+    if not isinstance(value, torch.Tensor) or intervention.site.name in ATTENTION_SITES:
+        return False
+    return bool((value.norm(dim=-1) > 0).all())
+
+
+def _check_features(facts: ModelFacts, intervention: Intervention, length: int) -> None:
+    change, site = intervention.value, intervention.site
+    if not isinstance(change, FeatureChange) or intervention.operation != "change_features":
+        raise InvalidRow(f"{intervention.operation} and its value do not go together: features change by one alone")
+    if site.name in ATTENTION_SITES:
+        raise InvalidRow(f"{site.name} has no features")
+    features, width = change.dictionary.W_dec.shape
+    if width != math.prod(site_shape(facts, site, length)):
+        raise InvalidRow(f"a dictionary of width {width} at {site.name}: {site_shape(facts, site, length)}")
+    for index, amount in (*change.added, *change.clamped):
+        if not 0 <= index < features or not math.isfinite(amount):
+            raise InvalidRow(f"feature {index} by {amount}: features are 0..{features - 1}, and amounts finite")
 
 
 def _is_knockout(intervention: Intervention) -> bool:
@@ -114,7 +139,7 @@ def _check_readout(facts: ModelFacts, row: Row) -> None:
     _check_positions(positions_read(readout), len(row.tokens))
     if isinstance(readout, TokenLogits | TokenLogProbs) and readout.tokens is not None:
         _check_tokens(facts, readout.tokens)
-    if isinstance(readout, Loss):
+    if isinstance(readout, Loss | TextLogProbs):
         _check_tokens(facts, readout.targets)
     if isinstance(readout, Divergence):
         _check_tokens(facts, readout.reference)
@@ -139,6 +164,8 @@ def _check_gradients(facts: ModelFacts, row: Row, gradients: Gradients) -> None:
 
 def _numbers_read(facts: ModelFacts, readout: Readout) -> int:
     """How many numbers a readout yields."""
+    if isinstance(readout, TextLogProbs):
+        return len(readout.targets)
     if not isinstance(readout, TokenLogits | TokenLogProbs):
         return 1
     return facts.vocabulary if readout.tokens is None else len(readout.tokens)

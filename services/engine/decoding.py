@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from services.engine.outcome import Execution
-from services.engine.row import Intervention, Site
+from services.engine.row import FeatureChange, Intervention, Operation, Site
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Sampled:
 class Onward:
     """Change the activation at `site` of every position from `first` on, of prompt and new tokens.
 
-    `value` is a number, or a tensor without a position axis.
+    `value` is a number, a tensor without a position axis, or how features change.
     """
 
     site: Site
     first: int
-    operation: Literal["set", "add", "scale"]
-    value: Tensor | float
+    operation: Operation
+    value: Tensor | float | FeatureChange
 
 
 @dataclass(frozen=True, eq=False)

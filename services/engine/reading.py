@@ -4,13 +4,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from services.engine.readout import Divergence, Loss, Reading, Readout, TokenLogits, TokenLogProbs, TopK, TopTokens
+from services.engine.readout import (
+    Divergence,
+    Loss,
+    Reading,
+    Readout,
+    TextLogProbs,
+    TokenLogits,
+    TokenLogProbs,
+    TopK,
+    TopTokens,
+)
 
 
 def positions_read(readout: Readout) -> range:
     """The positions whose logits a readout needs."""
     if isinstance(readout, Loss):
         return range(len(readout.targets))
+    if isinstance(readout, TextLogProbs):
+        return range(readout.position, readout.position + len(readout.targets))
     return range(readout.position, readout.position + 1)
 
 
@@ -30,7 +42,7 @@ def read_logits(
 
 
 def numbers_of(
-    readout: TokenLogits | TokenLogProbs | Loss | Divergence,
+    readout: TokenLogits | TokenLogProbs | TextLogProbs | Loss | Divergence,
     logits: Float[Tensor, "position vocabulary"],
     reference: Float[Tensor, " vocabulary"] | None = None,
 ) -> Float[Tensor, "..."]:
@@ -45,6 +57,9 @@ def numbers_of(
         case Loss():
             targets = torch.tensor(readout.targets, device=logits.device)
             return torch.nn.functional.cross_entropy(logits, targets)
+        case TextLogProbs():
+            targets = torch.tensor(readout.targets, device=logits.device)
+            return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         case Divergence():
             assert reference is not None
             return (reference.exp() * (reference - last.log_softmax(-1))).sum()

@@ -3,6 +3,7 @@
 1. Logits of named tokens are dot products with those tokens' columns alone.
 2. Where the whole vocabulary is needed, positions of many lanes are unembedded together: the matrix is read once.
 3. A loss needs many positions; before a lane's start they are its unpatched run's, and computed once for all lanes.
+4. A text's log probabilities need many too, none of them before a lane's start.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from services.engine.driver import Drive
 from services.engine.lane import Lane, RunKey
 from services.engine.passes import reference_of
 from services.engine.reading import read_logits, reported
-from services.engine.readout import Loss, Reading, TokenLogits
+from services.engine.readout import Loss, Reading, TextLogProbs, TokenLogits
 from services.engine.tail import Tail
 
 _TOGETHER = 256
@@ -29,6 +30,7 @@ def read_all(tail: Tail, drive: Drive, runs: Runs) -> dict[int, Reading]:
     readings: dict[int, Reading] = {}
     at_one_position: list[int] = []
     losses: list[int] = []
+    texts: list[int] = []
     for index, lane in enumerate(drive.lanes):
         match lane.row.readout:
             case None:
@@ -37,8 +39,11 @@ def read_all(tail: Tail, drive: Drive, runs: Runs) -> dict[int, Reading]:
                 readings[index] = reported(tail.logits(drive.stream[index, position - lane.start], tokens))
             case Loss():
                 losses.append(index)
+            case TextLogProbs():
+                texts.append(index)
             case _:
                 at_one_position.append(index)
+    readings |= _read_texts(tail, drive, texts)
     return (
         readings | _read_at_one_position(tail, drive, runs, at_one_position) | _read_losses(tail, drive, runs, losses)
     )
@@ -52,7 +57,7 @@ def _read_at_one_position(tail: Tail, drive: Drive, runs: Runs, lanes: Sequence[
         slots = [
             readout.position - drive.lanes[index].start
             for index, readout in zip(together, readouts, strict=True)
-            if not isinstance(readout, Loss | None)
+            if not isinstance(readout, Loss | TextLogProbs | None)
         ]
         logits = tail.logits(drive.stream[list(together), slots])
         for index, readout, own in zip(together, readouts, logits, strict=True):
@@ -86,6 +91,16 @@ def _read_losses(tail: Tail, drive: Drive, runs: Runs, lanes: Sequence[int]) -> 
         before = trunk_losses[lane.trunk, _targets(lane)][: lane.start] if lane.start else after[:0]
         readings[index] = reported(torch.cat([before, after]).mean())
     return readings
+
+
+def _read_texts(tail: Tail, drive: Drive, lanes: Sequence[int]) -> dict[int, Reading]:
+    several = []
+    for index in lanes:
+        lane, readout = drive.lanes[index], drive.lanes[index].row.readout
+        assert isinstance(readout, TextLogProbs)
+        first = readout.position - lane.start
+        several.append(_Predictions(drive.stream[index, first : first + len(readout.targets)], readout.targets))
+    return {index: reported(-losses) for index, losses in zip(lanes, _losses(tail, several), strict=True)}
 
 
 def _own_predictions(drive: Drive, index: int) -> _Predictions:

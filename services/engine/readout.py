@@ -44,6 +44,15 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class TextLogProbs:
+    """Log probability of each of `targets`, of `targets[t]` as the token that follows position `position` + t, in nats:
+    `Float[Tensor, "target"]`."""
+
+    position: int
+    targets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class TopK:
     """The `k` tokens of largest logit at `position`, largest first: a `TopTokens`."""
 
@@ -51,7 +60,7 @@ class TopK:
     k: int
 
 
-Readout = TokenLogits | TokenLogProbs | Divergence | Loss | TopK
+Readout = TokenLogits | TokenLogProbs | TextLogProbs | Divergence | Loss | TopK
 
 
 @dataclass(frozen=True, eq=False)

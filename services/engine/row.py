@@ -16,8 +16,9 @@ norms, as TransformerLens has them.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from services.contracts.site import SiteName
@@ -41,20 +42,53 @@ class FromRun:
     tokens: tuple[int, ...]
 
 
-Value = Tensor | float | FromRun
-"""A tensor `[position, ...]` or one without the position axis for all positions alike; a number; another run's."""
+@runtime_checkable
+class Dictionary(Protocol):
+    """What changing features needs of an SAE: see `services.saes.sae`, which is one."""
+
+    @property
+    def W_dec(self) -> Float[Tensor, "d_sae d_model"]: ...
+
+    def within_norm(self, x: Float[Tensor, "token d_model"]) -> Bool[Tensor, " token"]: ...
+
+    def encode_columns(
+        self, x: Float[Tensor, "token d_model"], indices: tuple[int, ...]
+    ) -> Float[Tensor, "token feature"]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureChange:
+    """x + Σ α d over the features `added`, each by its α, + Σ (v − f(x)) d over those `clamped`, each to its v.
+
+    d is a feature's decoder row. Every f is that of the activation as it comes to the site: nothing is encoded again
+    after a change, and what the dictionary does not explain of x stays. Positions at which x is longer than the
+    dictionary's norm threshold stay as they are. At sites with heads x is all heads, one after another.
+    """
+
+    dictionary: Dictionary
+    added: tuple[tuple[int, float], ...] = ()
+    clamped: tuple[tuple[int, float], ...] = ()
+
+
+Operation = Literal["set", "add", "scale", "project_out", "change_features"]
+
+Value = Tensor | float | FromRun | FeatureChange
+"""A tensor `[position, ...]` or one without the position axis for all positions alike; a number; another run's; how
+features change."""
 
 
 @dataclass(frozen=True, eq=False)
 class Intervention:
-    """Change the activation at `site`: replace it, add to it, or multiply it.
+    """Change the activation at `site`: replace it, add to it, multiply it, or project a direction out of it.
 
-    `positions` of None means every position of the row. Interventions of one row at one site apply in their order.
+    `project_out` is x − (x·d̂) d̂ along the last axis, d̂ the value made one long; a `FeatureChange` goes with
+    `change_features`, and with nothing else. `positions` of None means every position of the row. Interventions of one
+    row at one site apply in their order.
     """
 
     site: Site
     positions: tuple[int, ...] | None
-    operation: Literal["set", "add", "scale"]
+    operation: Operation
     value: Value
 
 

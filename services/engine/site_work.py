@@ -7,13 +7,14 @@ that do the same kind of thing are gathered into one indexed assignment.
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from services.contracts.site import SiteName
+from services.engine.row import FeatureChange, Operation
 
 ATTENTION_SITES = (SiteName.ATTN_SCORES, SiteName.PATTERN)
 """Their activations are [row, head, query, key] in a hook; everyone else's are [row, position, ...]."""
@@ -27,12 +28,18 @@ class Write:
     slots: Sequence[int]
     head: int | None
     wave: int
-    operation: Literal["set", "add", "scale"]
-    value: Float[Tensor, "slot ..."] | float
+    operation: Operation
+    value: Float[Tensor, "slot ..."] | float | FeatureChange
 
     def kind(self) -> tuple[Hashable, ...]:
-        """Writes of one kind can be done together."""
-        value = tuple(self.value.shape[1:]) if isinstance(self.value, Tensor) else self.value
+        """Writes of one kind can be done together: strengths may differ, features and sites not."""
+        match self.value:
+            case Tensor():
+                value: Hashable = tuple(self.value.shape[1:])
+            case FeatureChange(dictionary, added, clamped):
+                value = (id(dictionary), *(tuple(index for index, _ in some) for some in (added, clamped)))
+            case number:
+                value = number
         return self.wave, self.operation, self.head is None, value
 
 
@@ -88,6 +95,8 @@ class SiteWork:
 def _write_together(view: Tensor, group: Sequence[Write]) -> None:
     first = group[0]
     value: Any = first.value
+    if isinstance(value, FeatureChange):
+        value = _changes(group)
     if isinstance(value, Tensor):
         value = torch.cat([write.value for write in group if isinstance(write.value, Tensor)])
         if value.shape[-1] < view.shape[-1]:  # the keys of a row that is shorter than its batch
@@ -103,3 +112,37 @@ def _write_together(view: Tensor, group: Sequence[Write]) -> None:
             view[where] += value
         case "scale":
             view[where] *= value
+        case "project_out":
+            direction = value / value.norm(dim=-1, keepdim=True)
+            view[where] -= (view[where] * direction).sum(-1, keepdim=True) * direction
+        case "change_features":
+            view[where] = _with_features_changed(view[where], first.value, *value)
+
+
+def _changes(group: Sequence[Write]) -> tuple[Float[Tensor, "slot added"], Float[Tensor, "slot clamped"]]:
+    """By how much, and to what, every slot's features change: float32 on the CPU."""
+    changes = [write.value for write in group for _ in write.slots if isinstance(write.value, FeatureChange)]
+    added, clamped = (
+        torch.tensor([[amount for _, amount in some] for some in several], dtype=torch.float32)
+        for several in ([change.added for change in changes], [change.clamped for change in changes])
+    )
+    return added, clamped
+
+
+def _with_features_changed(
+    activation: Float[Tensor, "slot ..."],
+    like: Any,
+    added: Float[Tensor, "slot added"],
+    clamped: Float[Tensor, "slot clamped"],
+) -> Float[Tensor, "slot ..."]:
+    """`like` is any change of the group: the same dictionary and features as all others, amounts of its own."""
+    dictionary, x = like.dictionary, activation.flatten(1)
+    decoder = dictionary.W_dec
+    change = torch.zeros_like(x, dtype=decoder.dtype)
+    if like.added:
+        change = change + added.to(decoder) @ decoder[[index for index, _ in like.added]]
+    if like.clamped:
+        indices = tuple(index for index, _ in like.clamped)
+        change = change + (clamped.to(decoder) - dictionary.encode_columns(x, indices)) @ decoder[list(indices)]
+    changed = torch.where(dictionary.within_norm(x)[:, None], x + change.to(x), x)
+    return changed.reshape(activation.shape)

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from services.contracts.generation import NewTokens
 from services.contracts.job import JobProgress, JobStatus, JobSummary
 from services.jobs.record import Beat, Claim, Ending, Idempotency, JobEvent, JobRecord, NewJob, Size
 
@@ -102,8 +103,12 @@ class JobStore(Protocol):
     def heartbeat(self, claims: Sequence[Claim]) -> Mapping[str, Beat]:
         """Extend the leases of `claims`; per job id whether the claim still holds and whether to stop."""
 
-    def progress(self, claim: Claim, progress: JobProgress) -> None:
-        """Record and publish progress, a few times a second at most; ignored when the claim no longer holds."""
+    def progress(self, claim: Claim, progress: JobProgress, tokens: Sequence[NewTokens] = ()) -> None:
+        """Record and publish progress, a few times a second at most; ignored when the claim no longer holds.
+
+        `tokens` are those written since the last call, for who watches the job. They are kept until the attempt ends:
+        the result has them all.
+        """
 
     def finish(
         self, claim: Claim, ending: Ending, progress: JobProgress | None = None, bill: int | None = None
@@ -150,9 +155,10 @@ class JobEvents(Protocol):
     def watch(self, job_id: str, after: str | None = None) -> AsyncGenerator[JobEvent, None]:
         """The job's events, ending with the terminal one; close the generator to leave earlier.
 
-        Starts with a snapshot; with `after`, the id of the last event seen, with those after it that are still kept
-        (none, and ends at once, after the terminal one). Outages of the store are ridden out in silence once it has
-        begun; it ends without a terminal event if the job is lost in one. Raises NotFound(JOB_NOT_FOUND).
+        Starts with a snapshot, of the texts so far too; with `after`, the id of the last event seen, with those after
+        it that are still kept (none, and ends at once, after the terminal one). Outages of the store are ridden out in
+        silence once it has begun; it ends without a terminal event if the job is lost in one. Raises
+        NotFound(JOB_NOT_FOUND).
         """
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from services.contracts.base import Contract
 from services.contracts.errors import ErrorCode
+from services.contracts.generation import NewTokens
 from services.contracts.inputs import Inputs
 from services.contracts.job import JobError, JobProgress, JobSpec, JobStatus, JobSummary
 from services.jobs.limits import OwnerLimits
@@ -162,7 +163,11 @@ WORKER_LOST = JobError(
 
 @dataclass(frozen=True)
 class JobEvent:
-    """One entry of a job's event stream: the job as it was then. Ids are the job's own, decimal, and grow."""
+    """One entry of a job's event stream: the job as it was then. Ids are the job's own, decimal, and grow.
+
+    `tokens` are those that a job which generates has written since the watcher's last event; all so far in a snapshot.
+    """
 
     id: str
     summary: JobSummary
+    tokens: tuple[NewTokens, ...] = ()

@@ -1,15 +1,17 @@
 """What a method works with: one job's inputs, the model, the engine, and the words for provenance and cost."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 
 from services.catalogue.tokenizer import Tokenizer
+from services.contracts.generation import NewTokens
 from services.contracts.inputs import Inputs
 from services.contracts.result import Provenance, SaeProvenance, Usage, Versions
 from services.contracts.sae import SaeFacts
+from services.engine.decoding import Continuation, Generated, OnToken
 from services.engine.engine import Engine
 from services.engine.outcome import Execution, Outcome
 from services.engine.row import Row
@@ -34,9 +36,16 @@ class SaeInUse:
     facts: SaeFacts
 
 
+def _unheard(_news: NewTokens) -> None:
+    pass
+
+
 @dataclass
 class MethodContext:
-    """One job at work. `run` is a method's only way to the model."""
+    """One job at work. `run` and `generate` are a method's only ways to the model.
+
+    `on_tokens` hears of new tokens as they come, on the engine's thread: it must return at once.
+    """
 
     model: LoadedModel
     engine: Engine
@@ -44,6 +53,7 @@ class MethodContext:
     inputs: Inputs
     tokenizer: Tokenizer
     sae: SaeInUse | None = None
+    on_tokens: Callable[[NewTokens], None] = _unheard
     started: float = field(default_factory=time.monotonic)
     warnings: list[str] = field(default_factory=list)
     _execution: Execution = "branched"
@@ -54,6 +64,14 @@ class MethodContext:
         if any(outcome.execution == "whole" for outcome in outcomes):
             self._execution = "whole"
         return outcomes
+
+    def generate(self, continuations: Sequence[Continuation], on_token: OnToken) -> list[Generated]:
+        """Run all continuations and wait; raises as `run` does."""
+        futures = self.engine.submit_continuations(self.model, continuations, job=self.ticket, on_token=on_token)
+        generated = [future.result() for future in futures]
+        if any(one.execution == "whole" for one in generated):
+            self._execution = "whole"
+        return generated
 
     def charge(self, token_layers: int, seconds: float) -> None:
         """Book work done outside the engine; raises JobCancelled when the job has been cancelled meanwhile."""

@@ -6,9 +6,11 @@ from services.contracts.attention import AttentionSpec
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
+from services.contracts.direction import DirectionSpec
 from services.contracts.edge_attribution_patching import EdgeAttributionPatching
 from services.contracts.feature_attribution import FeatureAttribution
 from services.contracts.features import FeaturesSpec
+from services.contracts.generation import GenerationSpec
 from services.contracts.gradient_x_input import GradientXInput
 from services.contracts.integrated_gradients import IntegratedGradients
 from services.contracts.intervention import InterventionSpec
@@ -24,9 +26,11 @@ from services.methods import (
     attention,
     attribution_patching,
     direct_logit_attribution,
+    direction,
     edge_attribution_patching,
     feature_attribution,
     features,
+    generation,
     gradient_x_input,
     integrated_gradients,
     intervention,
@@ -54,6 +58,10 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
             return activations.run(spec, context)
         case LogitLensSpec():
             return logit_lens.run(spec, context)
+        case GenerationSpec():
+            return generation.run(spec, context)
+        case DirectionSpec():
+            return direction.run(spec, context)
         case AttentionSpec():
             return attention.run(spec, context)
         case SaeEvaluationSpec():

@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from api.events import resume_point, stream
-from services.contracts.job import JobStatus, JobSummary
+from services.contracts.generation import NewTokens
+from services.contracts.job import JobProgress, JobStatus, JobSummary, JobTokens
 from services.jobs.record import JobEvent, StoredResult
 from tests.api.conftest import Stand
 from tests.api.specs import PATCHING, patching_result
@@ -60,6 +61,27 @@ async def test_a_stream_starts_with_a_snapshot_and_ends_with_the_end(stand: Stan
     assert all(event.job.id == job_id for event in events)
     ids = [int(event.id) for event in events]
     assert ids == sorted(set(ids))
+
+
+async def test_new_tokens_come_as_events_of_their_own(stand: Stand, client: httpx.AsyncClient) -> None:
+    job_id = await submitted(client)
+    claim = stand.claim()
+    tokens = NewTokens(prompt=0, strength=2.0, first=3, tokens=(7, 8), strings=(" a", " b"), log_probs=(-1.0, -2.0))
+
+    async def work() -> None:
+        await asyncio.sleep(0.02)
+        stand.store.progress(claim, JobProgress(done=1, planned=9), [tokens])
+        await asyncio.sleep(0.02)
+        stand.succeed(claim, STORED)
+
+    response, _ = await asyncio.gather(client.get(f"/v1/jobs/{job_id}/events"), work())
+    frames = [
+        dict(line.split(": ", 1) for line in frame.splitlines()) for frame in response.text.split("\n\n") if frame
+    ]
+    named = {frame["event"]: frame["data"] for frame in frames if "event" in frame}
+    assert list(named) == ["running", "tokens", "succeeded"]
+    news = JobTokens.model_validate_json(named["tokens"])
+    assert (news.id, news.status, news.tokens) == (job_id, "running", (tokens,))
 
 
 async def test_a_stream_resumes_after_the_last_event_seen(stand: Stand, client: httpx.AsyncClient) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from services.contracts.generation import NewTokens
 from services.contracts.job import JobProgress, JobStatus
 from services.jobs.memory import MemoryJobStore, MemoryWorkers
 from services.jobs.policy import JobPolicy
@@ -53,6 +54,15 @@ def test_progress_reaches_the_record(store: MemoryJobStore, heartbeat: Heartbeat
         job.ticket.charge(rows=2, token_layers=1.0, seconds=0.1)
         expected = JobProgress(done=2, planned=4)
         assert eventually(lambda: (record := store.get(claim.job.id)) is not None and record.progress == expected)
+
+
+def test_new_tokens_reach_who_watches_the_job(store: MemoryJobStore, heartbeat: Heartbeat) -> None:
+    claim = claimed(store)
+    token = NewTokens(prompt=0, strength=1.5, first=0, tokens=(7,), strings=(" a",), log_probs=(-0.5,))
+    with heartbeat.keeping(claim) as job:
+        job.note_token(token)
+        assert eventually(lambda: any(event.tokens == (token,) for event in store.events[claim.job.id]))
+        assert job.fresh_tokens() == ()
 
 
 def test_a_cancel_reaches_the_running_job(store: MemoryJobStore, heartbeat: Heartbeat) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from services.contracts.errors import ErrorCode, JobFailed
+from services.contracts.generation import NewTokens
 from services.contracts.job import JobProgress, JobResult
 from services.engine.ticket import JobCancelled
 from services.jobs.memory import MemoryBlobs, MemoryJobStore
@@ -103,6 +104,22 @@ def test_a_drained_job_is_handed_back(claim: Claim) -> None:
     job.hand_back()
     assert job.work(raising(JobCancelled()), keep) is None
     assert job.handed_back
+
+
+def test_tokens_stay_fresh_until_somebody_was_told(claim: Claim) -> None:
+    job = RunningJob(claim)
+    one, two, three = (
+        NewTokens(prompt=0, strength=None, first=number, tokens=(number,), strings=("a",), log_probs=(-1.0,))
+        for number in range(3)
+    )
+    assert job.fresh_tokens() == ()
+    job.note_token(one)
+    job.note_token(two)
+    (fresh,) = job.fresh_tokens()
+    job.note_token(three)
+    assert fresh.tokens == (0, 1)
+    job.told([fresh])
+    assert job.fresh_tokens() == (three,)
 
 
 def test_progress_is_fresh_once(claim: Claim) -> None:

@@ -36,6 +36,7 @@ local function start(id, suspected)
     redis.call('HDEL', 'lensd:job:' .. id, 'suspected')
   end
   redis.call('HINCRBY', 'lensd:job:' .. id, 'attempt', 1)
+  drop_tokens(id)
   set(id, 'status', 'running', 'worker', worker, 'started_at', digits(now), 'done', 0, 'planned', 0)
   redis.call('SADD', 'lensd:running:' .. fields(id, 'owner'), id)
   redis.call('ZADD', 'lensd:leases', digits(now + policy.lease), id)

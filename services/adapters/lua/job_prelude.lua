@@ -5,6 +5,7 @@
 --
 --   lensd:job:<id>                           hash: the record
 --   lensd:events:<id>                        list: the job's latest events, each [field, value, …] as JSON
+--   lensd:tokens:<id>                        list: what the running attempt has written, one batch a beat, as JSON
 --   lensd:events                             stream: the latest events of all jobs
 --   lensd:owner:<owner>                      sorted set: the owner's jobs by creation
 --   lensd:idempotency:<owner>:<key digest>   string: "<job> <request digest>"
@@ -27,7 +28,9 @@ local policy = cjson.decode(ARGV[1])
 local DAY = 86400 * 1000000
 local today = math.floor(now / DAY)
 
-local EVENT_FIELDS = {'status', 'attempt', 'done', 'planned', 'started_at', 'finished_at', 'expires_at', 'error'}
+local EVENT_FIELDS = {
+  'status', 'attempt', 'done', 'planned', 'started_at', 'finished_at', 'expires_at', 'error', 'batches',
+}
 
 -- Lua's own conversion would round a number as long as a time.
 local function digits(number) return string.format('%.0f', number) end
@@ -37,6 +40,12 @@ local function fields(id, ...) return unpack(redis.call('HMGET', 'lensd:job:' ..
 local function set(id, ...) redis.call('HSET', 'lensd:job:' .. id, ...) end
 
 local function passed(time) return time and tonumber(time) <= now end
+
+-- What an attempt has written so far is for who watches it; the result has it all.
+local function drop_tokens(id)
+  redis.call('DEL', 'lensd:tokens:' .. id)
+  redis.call('HDEL', 'lensd:job:' .. id, 'batches')
+end
 
 local function announce(id)
   local version = redis.call('HINCRBY', 'lensd:job:' .. id, 'version', 1)
@@ -105,6 +114,7 @@ local function finish(id, status, ...)
   redis.call('SREM', 'lensd:running:' .. owner, id)
   set(id, 'status', status, 'finished_at', digits(now), 'expires_at', expires, ...)
   redis.call('HDEL', 'lensd:job:' .. id, 'spec', 'inputs', 'suspected', 'charged', 'charged_on')
+  drop_tokens(id)
   redis.call('ZREM', 'lensd:leases', id)
   redis.call('ZREM', 'lensd:deadlines', id)
   redis.call('ZADD', 'lensd:expiries', expires, id)
@@ -149,5 +159,5 @@ local function forget(id)
   local owner, idempotency = fields(id, 'owner', 'idempotency')
   if owner then redis.call('ZREM', 'lensd:owner:' .. owner, id) end
   if idempotency then redis.call('DEL', idempotency) end
-  redis.call('DEL', 'lensd:job:' .. id, 'lensd:events:' .. id)
+  redis.call('DEL', 'lensd:job:' .. id, 'lensd:events:' .. id, 'lensd:tokens:' .. id)
 end

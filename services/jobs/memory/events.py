@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 from services.contracts.errors import ErrorCode, NotFound
 from services.jobs.memory.store import MemoryJobStore
 from services.jobs.record import JobEvent
+from services.jobs.token_news import joined
 
 LOOKS_EVERY_S = 0.002
 
@@ -22,8 +24,11 @@ class MemoryEvents:
         resumes = after is not None and after.isdecimal() and int(after) <= latest
         seen = int(after or 0) if resumes else latest - 1
         ended = seen == latest and events[-1].summary.status.terminal
+        followed = resumes and any(int(event.id) == seen for event in events)
         while not ended:
             for event in [event for event in events if int(event.id) > seen]:
                 seen, ended = int(event.id), event.summary.status.terminal
-                yield event
+                tokens = joined(event.tokens if followed else self._store.tokens.get(job_id, ()))
+                followed = True
+                yield replace(event, tokens=tokens if job_id in self._store.tokens else ())
             await asyncio.sleep(LOOKS_EVERY_S)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
+from services.contracts.generation import NewTokens
 from services.contracts.job import JobProgress, JobStatus
 from services.jobs.limits import queue_share_filled, too_many_jobs
 from services.jobs.memory.charges import Charges
@@ -62,6 +63,7 @@ class MemoryJobStore:
 
     def __init__(self, policy: JobPolicy, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.events: dict[str, list[JobEvent]] = {}
+        self.tokens: defaultdict[str, list[NewTokens]] = defaultdict(list)
         self._policy = policy
         self._clock = clock
         self._lock = threading.RLock()
@@ -146,6 +148,7 @@ class MemoryJobStore:
         job.blamed += job.suspected == "blamed"
         job.unexplained += job.suspected == "unexplained"
         job.suspected = None
+        self.tokens.pop(job.record.id, None)
         job.worker = worker
         job.lease_until = self._clock() + timedelta(seconds=self._policy.lease_s)
         attempt = job.record.attempt + 1
@@ -174,10 +177,11 @@ class MemoryJobStore:
             return Beat(held=True, stop=Stop.CANCELLED)
         return Beat(held=True, stop=Stop.DEADLINE if self._past_deadline(job) else None)
 
-    def progress(self, claim: Claim, progress: JobProgress) -> None:
+    def progress(self, claim: Claim, progress: JobProgress, tokens: Sequence[NewTokens] = ()) -> None:
         with self._lock:
             if job := self._held(claim):
-                self._change(job, progress=progress)
+                self.tokens[claim.job.id].extend(tokens)
+                self._change(job, tuple(tokens), progress=progress)
 
     def finish(
         self, claim: Claim, ending: Ending, progress: JobProgress | None = None, bill: int | None = None
@@ -338,15 +342,16 @@ class MemoryJobStore:
             self._charges.settle(job.record.id, 0)
         now = self._clock()
         expires_at = now + timedelta(seconds=self._policy.retention_s)
+        self.tokens.pop(job.record.id, None)
         self._change(job, status=status, finished_at=now, expires_at=expires_at, **outcome)
 
-    def _change(self, job: _Job, **changes: Any) -> None:
+    def _change(self, job: _Job, tokens: tuple[NewTokens, ...] = (), **changes: Any) -> None:
         job.record = job.record.model_copy(update={**changes, "version": job.record.version + 1})
-        self._publish(job)
+        self._publish(job, tokens)
 
-    def _publish(self, job: _Job) -> None:
+    def _publish(self, job: _Job, tokens: tuple[NewTokens, ...] = ()) -> None:
         events = self.events.setdefault(job.record.id, [])
-        events.append(JobEvent(id=str(job.record.version), summary=job.record.summary()))
+        events.append(JobEvent(id=str(job.record.version), summary=job.record.summary(), tokens=tokens))
         del events[:-KEPT_EVENTS]
 
     def _turns_of(self, job: _Job) -> Turns:

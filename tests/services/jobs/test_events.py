@@ -13,10 +13,11 @@ from services.adapters.redis_client import make_client
 from services.adapters.redis_events import RedisJobEvents
 from services.adapters.redis_jobs import RedisJobStore
 from services.contracts.errors import NotFound
+from services.contracts.generation import NewTokens
 from services.contracts.job import JobProgress
 from services.jobs.memory import MemoryEvents, MemoryJobStore
 from services.jobs.ports import JobEvents, JobStore
-from services.jobs.record import JobEvent, Size
+from services.jobs.record import Claim, JobEvent, Size
 from tests.services.adapters.valkey import valkey_server
 from tests.services.jobs.bench import POLICY
 from tests.services.jobs.samples import DONE, new_job
@@ -122,6 +123,98 @@ async def test_a_watcher_of_a_deleted_job_sees_it_cancelled(scene: Scene) -> Non
     await asyncio.sleep(0.1)
     scene.store.delete(job_id)
     assert [event.summary.status for event in await watching] == ["queued", "cancelled"]
+
+
+def word(number: int, strength: float | None = None) -> NewTokens:
+    """A text's token by its number."""
+    return NewTokens(
+        prompt=0, strength=strength, first=number, tokens=(40 + number,), strings=(f" {number}",), log_probs=(-1.0,)
+    )
+
+
+def tell(store: JobStore, claim: Claim, *tokens: NewTokens) -> None:
+    store.progress(claim, JobProgress(done=1, planned=9), tokens)
+
+
+def claimed(store: JobStore) -> Claim:
+    claim = store.claim("default", "w1", tuple(Size))
+    assert claim is not None
+    return claim
+
+
+async def test_tokens_come_with_the_events_of_a_job_joined_by_text(scene: Scene) -> None:
+    job_id = scene.store.create(new_job()).id
+    async with aclosing(scene.events.watch(job_id)) as watching:
+        await anext(watching)
+        claim = claimed(scene.store)
+        tell(scene.store, claim, word(0), word(0, 2.0), word(1))
+        tell(scene.store, claim, word(2))
+        async with asyncio.timeout(10):
+            running, first, second = [await anext(watching) for _ in range(3)]
+        scene.store.finish(claim, DONE)
+        async with asyncio.timeout(10):
+            (end,) = [event async for event in watching]
+    assert [event.tokens for event in (running, end)] == [(), ()]
+    assert [(piece.strength, piece.first, piece.tokens) for piece in first.tokens] == [
+        (None, 0, (40, 41)),
+        (2.0, 0, (40,)),
+    ]
+    assert [(piece.strength, piece.first, piece.strings) for piece in second.tokens] == [(None, 2, (" 2",))]
+    assert [int(event.id) for event in (running, first, second, end)] == [2, 3, 4, 5]
+
+
+async def test_a_late_watcher_gets_all_tokens_so_far_and_one_that_resumes_the_rest(scene: Scene) -> None:
+    job_id = scene.store.create(new_job()).id
+    claim = claimed(scene.store)
+    for number in range(3):
+        tell(scene.store, claim, word(number))
+    async with asyncio.timeout(10):
+        async with aclosing(scene.events.watch(job_id)) as late:
+            snapshot = await anext(late)
+        async with aclosing(scene.events.watch(job_id, "4")) as resumed:
+            rest = await anext(resumed)
+    assert (snapshot.id, [piece.tokens for piece in snapshot.tokens]) == ("5", [(40, 41, 42)])
+    assert (rest.id, [(piece.first, piece.tokens) for piece in rest.tokens]) == ("5", [(2, (42,))])
+
+
+async def test_one_that_resumes_after_an_event_no_longer_kept_gets_all_tokens(scene: Scene) -> None:
+    job_id = scene.store.create(new_job()).id
+    claim = claimed(scene.store)
+    for number in range(80):
+        tell(scene.store, claim, word(number))
+    async with asyncio.timeout(10), aclosing(scene.events.watch(job_id, "3")) as resumed:
+        events = [await anext(resumed) for _ in range(64)]
+    tokens = {
+        piece.first + place: token
+        for event in events
+        for piece in event.tokens
+        for place, token in enumerate(piece.tokens)
+    }
+    assert [tokens[number] for number in range(80)] == [40 + number for number in range(80)]
+
+
+async def test_a_new_attempt_begins_its_texts_anew(scene: Scene) -> None:
+    job_id = scene.store.create(new_job()).id
+    first = claimed(scene.store)
+    tell(scene.store, first, word(0), word(1))
+    scene.store.release(first)
+    again = claimed(scene.store)
+    tell(scene.store, again, word(0))
+    async with asyncio.timeout(10), aclosing(scene.events.watch(job_id)) as watching:
+        snapshot = await anext(watching)
+    assert [(piece.first, piece.tokens) for piece in snapshot.tokens] == [(0, (40,))]
+
+
+async def test_nothing_is_kept_of_the_tokens_of_an_ended_job(scene: Scene, request: pytest.FixtureRequest) -> None:
+    job_id = scene.store.create(new_job()).id
+    claim = claimed(scene.store)
+    tell(scene.store, claim, word(0))
+    scene.store.finish(claim, DONE)
+    (end,) = await collect(scene, job_id)
+    assert (end.summary.status, end.tokens) == ("succeeded", ())
+    if isinstance(scene.store, RedisJobStore):
+        with Redis.from_url(request.getfixturevalue("redis_url")) as client:
+            assert not client.exists(f"lensd:tokens:{job_id}")
 
 
 async def test_many_watchers_of_many_jobs_all_see_their_end(scene: Scene) -> None:

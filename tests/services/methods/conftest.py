@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from services.catalogue.catalogue import Catalogue, model_folder, open_catalogue
 from services.catalogue.resolve import Limits, resolve
+from services.contracts.generation import NewTokens
 from services.contracts.job import JobResult, JobSpec
 from services.engine.engine import Engine, EngineLimits
 from services.engine.ticket import JobTicket
@@ -52,9 +53,12 @@ class Laboratory:
 
     _owners = count()
 
-    def __init__(self, engine: Engine, catalogue: Catalogue) -> None:
+    def __init__(
+        self, engine: Engine, catalogue: Catalogue, on_tokens: Callable[[NewTokens], None] = lambda _: None
+    ) -> None:
         self.engine = engine
         self.catalogue = catalogue
+        self._on_tokens = on_tokens
         self._models: dict[str, LoadedModel] = {}
 
     def model(self, model_id: str) -> LoadedModel:
@@ -78,6 +82,7 @@ class Laboratory:
             inputs=resolve(spec, self.catalogue, Limits()).inputs,
             tokenizer=self.catalogue.tokenizer(spec.model),
             sae=sae,
+            on_tokens=self._on_tokens,
         )
         return run_method(spec, context)
 
