@@ -120,7 +120,7 @@ def feature_of(sae: Sae, x: Tensor, index: int) -> Tensor:
     match sae.activation:
         case TopK(k):
             kept = pre.topk(k).indices == index
-            return (pre[:, index].clamp_min(0) * kept.any(-1))[:, None]
+            return torch.where(kept.any(-1), pre[:, index].clamp_min(0), 0.0)[:, None]
         case JumpRelu(threshold=threshold):
             return torch.where(pre[:, index] > threshold[index].double(), pre[:, index], 0.0)[:, None]
         case _:
