@@ -25,12 +25,13 @@ _COST = 50
 
 @dataclass(frozen=True, eq=False)
 class TokenText:
-    """One number per token; the lines break as in a text, at the width of a page."""
+    """One number per token; the lines break as in a text, at the width of a page. `bar`: the scale stands below."""
 
     tokens: tuple[str, ...]
     values: FloatArray
     scale: Scale
     title: str = ""
+    bar: bool = True
 
     @property
     def cells(self) -> int:
@@ -39,7 +40,9 @@ class TokenText:
     def extent(self) -> Extent:
         lines = max((line for line, _, _ in self._boxes()), default=0) + 1
         extra = labels.width(self.title, labels.NORMAL) - _WIDTH
-        return Extent(_WIDTH, lines * _LINE, 0.05, max(extra, 0.0) + 0.1, 0.3 if self.title else 0.1, 0.62)
+        return Extent(
+            _WIDTH, lines * _LINE, 0.05, max(extra, 0.0) + 0.1, 0.3 if self.title else 0.1, 0.62 if self.bar else 0.1
+        )
 
     def draw(self, axes: Axes) -> None:
         height = self.extent().height
@@ -62,6 +65,8 @@ class TokenText:
                 fontsize=_NUMBER,
                 color="#444444",
             )
+        if not self.bar:
+            return
         below, size = height + 0.08, (2.5, 0.09)
         add_colour_bar(axes, self.scale, right=0.0, down=below, size=size, orientation="horizontal", values=self.values)
 

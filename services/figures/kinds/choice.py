@@ -6,9 +6,11 @@ from services.contracts.attention import AttentionResult
 from services.contracts.attribution import AttributionResult
 from services.contracts.attribution_patching import AttributionPatchingOutcome
 from services.contracts.direct_logit_attribution import DirectLogitOutcome
+from services.contracts.direction import DirectionResult
 from services.contracts.edge_attribution_patching import EdgeAttributionOutcome
 from services.contracts.feature_attribution import FeatureAttributionOutcome
 from services.contracts.features import FeaturesResult
+from services.contracts.generation import GenerationResult
 from services.contracts.gradient_x_input import GradientXInputOutcome
 from services.contracts.integrated_gradients import IntegratedGradientsOutcome
 from services.contracts.intervention import InterventionResult
@@ -21,9 +23,11 @@ from services.figures.kinds.activations import activations_picture
 from services.figures.kinds.attention import attention_picture
 from services.figures.kinds.attribution_patching import attribution_patching_picture
 from services.figures.kinds.direct_logit import direct_logit_picture
+from services.figures.kinds.direction import direction_picture
 from services.figures.kinds.edges import edges_picture
 from services.figures.kinds.feature_attribution import feature_attribution_picture
 from services.figures.kinds.features import features_picture
+from services.figures.kinds.generation import generation_picture
 from services.figures.kinds.input_tokens import gradient_x_input_picture, integrated_gradients_picture
 from services.figures.kinds.intervention import intervention_picture
 from services.figures.kinds.logit_lens import logit_lens_picture
@@ -58,6 +62,10 @@ def picture_of(result: JobResult, example: int | None) -> Picture:
             return logit_lens_picture(result, example)
         case SaeEvaluationResult():
             return sae_evaluation_picture(result, example)
+        case GenerationResult():
+            return generation_picture(result, example)
+        case DirectionResult():
+            return direction_picture(result, example)
 
 
 def _attribution_picture(result: AttributionResult, example: int | None) -> Picture:

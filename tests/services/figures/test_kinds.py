@@ -9,7 +9,7 @@ from services.contracts.errors import Conflict, ErrorCode, Refused
 from services.contracts.job import JobResult
 from services.figures.draw import draw
 from services.figures.sheet import MEDIA_TYPES, PNG
-from tests.services.figures import attributions, comparisons, samples
+from tests.services.figures import attributions, comparisons, generations, samples
 from tests.services.figures.reading import drawn, part, texts
 
 LAYERS_BY_POSITIONS = samples.patching(("layer", "position"), samples.ramp(3, 8))
@@ -50,6 +50,11 @@ RESULTS: dict[str, JobResult] = {
     "sae evaluation": samples.sae_evaluation(),
     "sae evaluation without a filter": samples.sae_evaluation(filtered=False),
     "feature attribution": attributions.feature_attribution(),
+    "generation": generations.generation(),
+    "generation without scores": generations.generation(scored=False),
+    "generation without steering": generations.generation(strengths=()),
+    "direction": generations.direction(),
+    "direction with prompts held out": generations.direction(held_out=True),
     "logit lens": samples.logit_lens(),
     "logit lens without a metric": samples.logit_lens(metric=False),
     "ablation": samples.ablation(),
@@ -241,6 +246,20 @@ def test_an_intervention_that_read_activations_alone_refers_to_their_kind() -> N
     assert refusal.value.code == ErrorCode.NO_FIGURE
 
 
+def test_generation_has_a_text_per_strength_with_its_scores() -> None:
+    result = generations.generation()
+    shown = texts(drawn(result))
+    assert {"−log p under the unsteered model (nats)", "prompt 0 of 1 (from 0)"} <= set(shown)
+    titles = [text for text in shown if " · mean log p: " in text]
+    assert [text.split(" · ")[0] for text in titles] == ["unsteered", "strength −2", "strength 4"]
+    assert "add feature 7 resid_post 1; ablate head a0.h2" in shown
+
+
+def test_a_direction_shows_the_layer_that_separates_best() -> None:
+    assert "projections, layer 2" in texts(drawn(generations.direction(held_out=True)))
+    assert "projections, layer 0" in texts(drawn(generations.direction(), example=0))
+
+
 def test_one_pair_of_many_is_drawn_when_its_effects_were_asked_for() -> None:
     result = samples.patching(("layer", "position"), samples.ramp(3, 8), count=2, own=True)
     shown = texts(drawn(result, example=1))
@@ -278,6 +297,8 @@ def test_the_single_pair_is_drawn_alike_by_its_number() -> None:
         attributions.gradient_x_input(samples.HARD),
         samples.logit_lens(samples.HARD),
         samples.attention(samples.HARD),
+        generations.generation(samples.HARD),
+        generations.direction(samples.HARD),
     ],
 )
 def test_no_token_is_too_hard_to_draw(result: JobResult, media_type: str) -> None:
