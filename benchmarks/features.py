@@ -8,8 +8,8 @@ strongest features of each token:
 1. SAELens' own bridge, as its documentation shows: the SAE attached, `run_with_cache_with_saes`, the whole model;
 2. a notebook by somebody who knows better: stops at the SAE's layer, encodes and decodes by hand.
 
-The sides run in turn; medians, and the same numbers asserted. Encoding and reporting are a job's seconds without those of
-the engine, by the result's own account.
+The sides run in turn; medians, and the same numbers asserted. Encoding and reporting are a job's seconds without those
+of the engine, by the result's own account.
 """
 
 import argparse
