@@ -72,11 +72,11 @@ def show_features(console: Console, result: Json, per_token: int = 3, top: int =
     effects = {effect["index"]: effect for effect in result["effects"]}
     for prompt in result["prompts"]:
         reconstruction = prompt["reconstruction"]
-        explained = reconstruction["explained_variance"]
-        console.print(
-            f"  {reconstruction['tokens']} tokens encoded, {reconstruction['mean_l0']:.0f} features per token, "
-            f"explained variance {explained:.2f}\n"
-        )
+        if reconstruction is not None and reconstruction["explained_variance"] is not None:
+            console.print(
+                f"  {reconstruction['tokens']} tokens encoded, {reconstruction['mean_l0']:.0f} features per token, "
+                f"explained variance {reconstruction['explained_variance']:.2f}\n"
+            )
         table = Table("token", "strongest features (activation)", box=None, padding=(0, 2, 0, 2), header_style="bold")
         for token in prompt["per_token"]:
             strongest = "   ".join(f"#{f['index']} ({f['activation']:.1f})" for f in token["features"][:per_token])

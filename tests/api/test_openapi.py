@@ -94,7 +94,7 @@ def test_no_schema_is_split_in_two_and_none_is_the_frameworks() -> None:
 def test_kinds_are_told_apart_by_their_tag(union: str, ending: str) -> None:
     discriminator = SCHEMAS[union]["discriminator"]
     assert discriminator["propertyName"] == "kind"
-    assert set(discriminator["mapping"]) == set(JOBS)
+    assert set(discriminator["mapping"]) == {job["kind"] for job in JOBS.values()}
     for kind, reference in discriminator["mapping"].items():
         schema = SCHEMAS[reference.rsplit("/", 1)[1]]
         assert schema["title"].endswith(ending)
@@ -121,7 +121,8 @@ def test_no_default_is_an_object() -> None:
 
 def test_the_jobs_shown_as_examples_are_jobs() -> None:
     adapter: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
-    assert set(JOBS) == {adapter.validate_json(_dumped(job)).kind for job in JOBS.values()}
+    for name, job in JOBS.items():
+        assert name.startswith(adapter.validate_json(_dumped(job)).kind)
 
 
 def _dumped(job: Any) -> bytes:

@@ -7,16 +7,21 @@ from services.contracts.tensor import FloatArray
 from services.figures import labels
 from services.figures.bars import Bars
 from services.figures.heatmap import Heatmap
+from services.figures.kinds.feature_comparison import contrast_picture, search_picture
+from services.figures.kinds.feature_names import feature_name
 from services.figures.kinds.reading import array, blank, notes, of_all, pick, title
 from services.figures.picture import Picture, nothing_to_draw
 from services.figures.scale import sequential
 
 _STRONGEST = 20
-_PROMOTED = 3
 
 
 def features_picture(result: FeaturesResult, example: int | None) -> Picture:
     """Of one prompt: the features asked for, else those that fire most strongly on it, bars if no tokens are listed."""
+    if result.contrast is not None:
+        return contrast_picture(result, result.contrast, example)
+    if result.search is not None:
+        return search_picture(result, result.search, example)
     prompt = pick(result.prompts, example)
     if prompt.activations is None and not prompt.per_token:
         return _strongest_picture(result, prompt, example)
@@ -30,7 +35,7 @@ def features_picture(result: FeaturesResult, example: int | None) -> Picture:
         raise nothing_to_draw("no feature fires on this prompt")
     heatmap = Heatmap(
         values=values,
-        rows=tuple(_name(result, index) for index in indices),
+        rows=tuple(feature_name(result, index) for index in indices),
         columns=labels.tokens(prompt.tokens.strings),
         scale=sequential("activation", values),
         row_name="feature",
@@ -51,7 +56,7 @@ def _strongest_picture(result: FeaturesResult, prompt: PromptFeatures, example: 
     if not strongest:
         raise nothing_to_draw("no feature fires on this prompt")
     bars = Bars(
-        names=tuple(_name(result, feature.index) for feature in strongest),
+        names=tuple(feature_name(result, feature.index) for feature in strongest),
         values=np.array([feature.max_activation for feature in strongest], dtype=np.float32),
         value_name="largest activation",
     )
@@ -76,10 +81,3 @@ def _listed(prompt: PromptFeatures, indices: tuple[int, ...]) -> FloatArray:
             if feature.index in row:
                 values[row[feature.index], token.position] = feature.activation
     return values
-
-
-def _name(result: FeaturesResult, index: int) -> str:
-    """The feature's number and the tokens that it promotes."""
-    effect = next((effect for effect in result.effects if effect.index == index), None)
-    promoted = [labels.token(token.token, 10) for token in effect.promoted[:_PROMOTED]] if effect else []
-    return f"{index}  {' '.join(promoted)}".rstrip()

@@ -9,7 +9,7 @@ from services.contracts.errors import Conflict, ErrorCode, Refused
 from services.contracts.job import JobResult
 from services.figures.draw import draw
 from services.figures.sheet import MEDIA_TYPES, PNG
-from tests.services.figures import attributions, generations, samples
+from tests.services.figures import attributions, comparisons, generations, samples
 from tests.services.figures.reading import drawn, part, texts
 
 LAYERS_BY_POSITIONS = samples.patching(("layer", "position"), samples.ramp(3, 8))
@@ -32,6 +32,8 @@ RESULTS: dict[str, JobResult] = {
     "features": samples.features(),
     "features asked for": samples.features(asked=True),
     "features over the prompt": samples.features(listed=False),
+    "features of a contrast": comparisons.contrast(),
+    "features of a search": comparisons.search(),
     "activations": samples.activations(),
     "gradient x input": attributions.gradient_x_input(),
     "integrated gradients": attributions.integrated_gradients(),

@@ -137,7 +137,8 @@ def clamped(sae: Sae, index: int, value: float) -> Change:
 
 def projected_out(x: Tensor) -> Tensor:
     unit = DIRECTION / DIRECTION.norm()
-    return x - (x @ unit)[:, None] * unit
+    left: Tensor = x - (x @ unit)[:, None] * unit
+    return left
 
 
 def head_ablated(reference: Reference, head: int) -> Change:

@@ -1,21 +1,32 @@
 """SAEs on their way into the store, and on the worker's shelf."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from services.catalogue.catalogue import open_catalogue
+from services.catalogue.feature_file import IndexHeader, Ranked
+from services.catalogue.feature_indexes import INDEX_FILE
 from services.catalogue.operator import CatalogueError, SaeEntry, file_sha256
+from services.catalogue.store import has_index_of
+from services.contracts.feature_site import sae_violations
+from services.contracts.sae import autoencoder_violations
 from services.saes.bundle import load_sae
 from services.saes.config import EXTRAS_FILE, WEIGHTS_FILE
+from services.saes.index.contexts import describe
+from services.saes.index.corpus import IndexCorpus
+from services.saes.index.firings import FeatureFirings
+from services.saes.index.writer import write_index
 from services.saes.prepare import prepare_sae
 from services.saes.sae import Sae
 from services.saes.shelf import SaeShelf
-from tests.services.saes.conftest import D_MODEL
+from tests.services.saes.conftest import D_MODEL, D_SAE
 
 SaeFolder = Callable[..., Path]
 
@@ -69,12 +80,51 @@ def test_the_shelf_keeps_the_latest_used_within_its_bytes(sae_folder: SaeFolder)
         loaded.append(sae_id)
         return load_sae(folder)
 
-    nbytes = sum(tensor.nbytes for tensor in (load("").W_enc, load("").b_enc, load("").W_dec, load("").b_dec))
+    nbytes = sum(tensor.nbytes for tensor in load("").tensors())
     loaded.clear()
     shelf = SaeShelf(load, limit_bytes=2 * nbytes)
     for sae_id in ("a", "b", "a", "c", "a", "b"):
         shelf.get(sae_id)
     assert loaded == ["a", "b", "c", "b"]
+
+
+def test_the_shelf_counts_every_tensor(sae_folder: SaeFolder) -> None:
+    sae = load_sae(sae_folder(architecture="gated"))
+    held = replace(sae, mean_activation=torch.zeros(D_MODEL))
+    assert len(sae.tensors()) == len({"W_enc", "b_gate", "W_dec", "b_dec", "r_mag", "b_mag"})
+    assert len(held.tensors()) == len(sae.tensors()) + 1
+
+
+def test_an_sae_in_use_is_never_loaded_twice(sae_folder: SaeFolder) -> None:
+    folder = sae_folder()
+    loaded: list[str] = []
+
+    def load(sae_id: str) -> Sae:
+        loaded.append(sae_id)
+        return load_sae(folder)
+
+    shelf = SaeShelf(load, limit_bytes=1)
+    in_use = shelf.get("a")
+    shelf.get("b")
+    assert shelf.get("a") is in_use
+    shelf.get("b")
+    assert loaded == ["a", "b", "b"]
+
+
+def test_the_facts_echo_the_conventions(sae_folder: SaeFolder, tmp_path: Path) -> None:
+    folder = sae_folder(rescale_acts_by_decoder_norm=True, apply_b_dec_to_input=False)
+    facts = prepare_sae(entry(folder), tmp_path, tmp_path / "home")
+    assert (facts.hook_name, facts.apply_b_dec_to_input) == ("blocks.1.hook_resid_post", False)
+    assert (facts.decoder_norms_folded, facts.normalize_activations) == (True, "none")
+    assert not list(autoencoder_violations(facts))
+
+
+def test_an_sae_that_scales_each_token_cannot_be_written_back(sae_folder: SaeFolder, tmp_path: Path) -> None:
+    facts = prepare_sae(entry(sae_folder(normalize_activations="layer_norm")), tmp_path, tmp_path / "home")
+    (violation,) = autoencoder_violations(facts)
+    assert "can be read but not written" in violation.message
+    (at_the_site,) = sae_violations(facts, "m", "/method/sae")
+    assert (at_the_site.pointer, at_the_site.message) == ("/method/sae", violation.message)
 
 
 def test_another_models_sae_is_refused(sae_folder: SaeFolder, tmp_path: Path) -> None:
@@ -91,3 +141,77 @@ def test_a_mean_activation_that_the_catalogue_does_not_expect_is_refused(sae_fol
     save_file({"mean_activation": torch.ones(D_MODEL)}, folder / EXTRAS_FILE)
     with pytest.raises(CatalogueError, match=r"lensd.safetensors has sha256"):
         prepare_sae(pinned, tmp_path, tmp_path / "home")
+
+
+def indexed(folder: Path, corpus: IndexCorpus, **changes: Any) -> None:
+    """Puts an index beside the SAE in `folder`, as if made for what `changes` says."""
+    header = {
+        "features": D_SAE,
+        "tokens": len(corpus.tokens),
+        "tokens_over_norm": 0,
+        "documents": len(corpus.starts),
+        "corpus": corpus.description,
+        "corpus_sha256": corpus.sha256,
+        "sae_sha256": file_sha256(folder / WEIGHTS_FILE),
+        **changes,
+    }
+    nothing = Ranked(np.zeros(0, np.uint32), np.zeros(0, np.float32))
+    silent = (
+        describe(
+            FeatureFirings(feature, np.zeros(0, np.int64), np.zeros(0, np.float32)),
+            corpus,
+            promoted=nothing,
+            suppressed=nothing,
+            nearest_by_decoder=nothing,
+            nearest_by_coactivation=nothing,
+        )
+        for feature in range(header["features"])
+    )
+    write_index(folder / INDEX_FILE, IndexHeader(**header), corpus, silent, str)
+
+
+@pytest.fixture
+def corpus() -> IndexCorpus:
+    return IndexCorpus(np.arange(9, dtype=np.uint32), np.array([0, 4]), ("a", "b"), ("s", "s"), 3, "CC0", "c" * 64)
+
+
+def test_an_index_beside_the_sae_is_prepared_with_it(
+    sae_folder: SaeFolder, corpus: IndexCorpus, tmp_path: Path
+) -> None:
+    folder, home = sae_folder(), tmp_path / "home"
+    stored = home / "saes" / "tiny"
+    assert prepare_sae(entry(folder), tmp_path, home).index is None
+    assert has_index_of(stored, folder)
+    indexed(folder, corpus)
+    assert not has_index_of(stored, folder), "an index that came later has to be prepared"
+    index = prepare_sae(entry(folder), tmp_path, home).index
+    assert has_index_of(stored, folder)
+    assert index is not None
+    assert (index.tokens, index.documents, index.corpus) == (9, 2, "CC0")
+    assert index.sha256 == file_sha256(stored / INDEX_FILE)
+    (folder / INDEX_FILE).unlink()
+    assert not has_index_of(stored, folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sae_sha256": "0" * 64}, "was made for the weights 000.*make it again with `lensd-worker index-sae`"),
+        ({"features": 39}, "holds 39 features, the SAE has 40"),
+    ],
+)
+def test_another_saes_index_is_refused(
+    sae_folder: SaeFolder, corpus: IndexCorpus, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    folder = sae_folder()
+    indexed(folder, corpus, **changes)
+    with pytest.raises(CatalogueError, match=message):
+        prepare_sae(entry(folder), tmp_path, tmp_path / "home")
+
+
+def test_a_truncated_index_is_refused(sae_folder: SaeFolder, corpus: IndexCorpus, tmp_path: Path) -> None:
+    folder = sae_folder()
+    indexed(folder, corpus)
+    (folder / INDEX_FILE).write_bytes((folder / INDEX_FILE).read_bytes()[:-1])
+    with pytest.raises(CatalogueError, match=r"tiny: features.sqlite has .* truncated or padded"):
+        prepare_sae(entry(folder), tmp_path, tmp_path / "home")
