@@ -89,4 +89,20 @@ JOBS: Mapping[str, Mapping[str, Any]] = {
         "sae": "smollm2-135m-l15-resid-post",
         "prompts": ["The Eiffel Tower is in Paris, and the river that flows past it is the Seine."],
     },
+    "generation": {
+        "kind": "generation",
+        "model": "smollm2-135m",
+        "prompts": ["The weather today is"],
+        "max_new_tokens": 24,
+        "steering": [{"type": "feature", "sae": "smollm2-135m-l15-resid-post", "index": 1000, "value": 1.0}],
+        "strengths": [0.25, 0.5],
+        "unit": "mean_norm",
+    },
+    "direction": {
+        "kind": "direction",
+        "model": "smollm2-135m",
+        "positive": ["I love this film, it is wonderful", "What a lovely day, I am so happy"],
+        "negative": ["I hate this film, it is terrible", "What an awful day, I am so sad"],
+        "layers": [10, 15, 20],
+    },
 }

@@ -57,6 +57,8 @@ class JobQuery(BaseModel):
             "ablation",
             "attention",
             "sae_evaluation",
+            "generation",
+            "direction",
         ]
         | None
     ) = None

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from services.contracts.base import CatalogueId, Contract, Position, Request
 from services.contracts.errors import ErrorCode, Violation
+from services.contracts.feature_site import sae_violations
 from services.contracts.inputs import Inputs
 from services.contracts.model import ModelFacts
 from services.contracts.prompt import Answer, Prompt
@@ -91,10 +92,8 @@ class GenerationSpec(Spec):
         return next((f"/steering/{index}/sae" for index, _ in self.features()), "/steering")
 
     def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
-        """An SAE of another model, a second SAE, features that it does not have."""
-        if sae.model != self.model:
-            message = f"{sae.id} was trained on {sae.model}, not on {self.model}"
-            yield Violation(self.sae_pointer(), ErrorCode.SAE_MISMATCH, message)
+        """An SAE whose features are no parts of this model's activations, a second SAE, features that it lacks."""
+        yield from sae_violations(sae, self.model, self.sae_pointer())
         for index, feature in self.features():
             if feature.sae != sae.id:
                 message = f"one job steers by features of one SAE: {sae.id} came first"

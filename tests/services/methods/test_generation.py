@@ -136,8 +136,8 @@ def clamped(sae: Sae, index: int, value: float) -> Change:
 
 def projected_out(x: Tensor) -> Tensor:
     unit = DIRECTION / DIRECTION.norm()
-    projected: Tensor = x - (x @ unit)[:, None] * unit
-    return projected
+    left: Tensor = x - (x @ unit)[:, None] * unit
+    return left
 
 
 def head_ablated(reference: Reference, head: int) -> Change:
