@@ -17,12 +17,14 @@ from api.settings import GatewaySettings, explain
 from services import logs
 from services.adapters.celery_doorbell import CeleryDoorbell
 from services.adapters.folder_blobs import FolderBlobs
+from services.adapters.redis_audit import RedisAuditLog
 from services.adapters.redis_blobs import RedisBlobs
 from services.adapters.redis_client import UnsuitableServerError, check_server, make_client
 from services.adapters.redis_doorbell import RedisDoorbell
 from services.adapters.redis_events import RedisJobEvents
 from services.adapters.redis_jobs import RedisJobStore
 from services.adapters.redis_keys import RedisKeyStore
+from services.adapters.redis_labels import RedisLabelStore
 from services.adapters.redis_workers import RedisWorkers
 from services.catalogue.catalogue import open_catalogue
 from services.catalogue.resolve import Limits
@@ -67,6 +69,8 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         blobs=RedisBlobs(client) if settings.blobs == "redis" else FolderBlobs(settings.home / "blobs"),
         workers=RedisWorkers(client),
         keys=RedisKeyStore(client),
+        labels=RedisLabelStore(client),
+        audit=RedisAuditLog(client),
         catalogue=open_catalogue(settings.home),
         limits=Limits(
             tokens=settings.max_job_tokens,
@@ -74,6 +78,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
             output_bytes=settings.max_job_output,
         ),
         pool=settings.pool,
+        tenants=settings.tenant_limits(),
     )
     reaper = Reaper(services.store, services.blobs, services.doorbell, every_s=policy.reap_every_s)
 
@@ -87,7 +92,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
                 await asyncio.to_thread(reaper.stop)
         client.close()
 
-    return services, create_app(services, RequestLimits(body_bytes=settings.max_body), background)
+    return services, create_app(services, RequestLimits(settings.max_body, settings.max_lines), background)
 
 
 def _prepare_store(settings: GatewaySettings) -> None:

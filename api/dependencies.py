@@ -12,7 +12,11 @@ from fastapi import Depends, Request
 from services.catalogue.catalogue import Catalogue
 from services.catalogue.resolve import Limits
 from services.jobs.ports import Blobs, Doorbell, JobEvents, JobStore, WorkerRegistry
-from services.tenants.keys import KeyStore
+from services.labels.store import LabelStore
+from services.tenants.administration import KeyAdministration
+from services.tenants.audit import AuditLog
+from services.tenants.keys import ApiKey, KeyStore
+from services.tenants.limits import DEFAULTS, TenantLimits
 
 _CONCURRENT_READS = 2
 """Bodies parsed and tokenised at once: both are pure computation, so more would only crowd out the small requests."""
@@ -30,14 +34,26 @@ class GatewayServices:
     blobs: Blobs
     workers: WorkerRegistry
     keys: KeyStore
+    labels: LabelStore
+    audit: AuditLog
     catalogue: Catalogue
+    """Everything that is served; routes use `catalogue_for` the caller's key."""
     limits: Limits
     pool: str
     """The worker pool that jobs go to."""
+    tenants: TenantLimits = DEFAULTS
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process is asked to stop: whoever waits for a job then answers with what there is."""
     _reading: CapacityLimiter = field(init=False, default_factory=lambda: CapacityLimiter(_CONCURRENT_READS))
     _drawing: CapacityLimiter = field(init=False, default_factory=lambda: CapacityLimiter(1))
+
+    def catalogue_for(self, key: ApiKey) -> Catalogue:
+        """What `key` may use: to it, nothing else is served."""
+        return self.catalogue if key.models is None else self.catalogue.only(key.models)
+
+    @property
+    def administration(self) -> KeyAdministration:
+        return KeyAdministration(self.keys, self.audit)
 
     async def read(self, work: Callable[[], Answer]) -> Answer:
         """Parse, tokenise and check what a client sent: off the event loop, a few at a time."""

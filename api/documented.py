@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from api.errors import PROBLEM_MEDIA_TYPE
+from api.limits import LINES
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -15,17 +16,19 @@ _PROBLEMS: Mapping[int, str] = {
     403: "The key lacks the scope.",
     404: "There is no such thing, or it is not yours.",
     406: "None of the representations is acceptable.",
-    409: "The job is not in a state that allows this.",
+    409: "The state of things does not allow this.",
     410: "The result is lost.",
     413: "The body is too large.",
-    415: "The body is not uncompressed application/json.",
+    415: "The body is compressed, or not of the media type that this takes.",
     422: "Something in the request is wrong: see `errors`.",
+    429: "Over a limit of the key or its owner: try again after `Retry-After` seconds.",
     431: "Path, query and headers are too large.",
     500: "Something went wrong inside lensd.",
     503: "Not now: try again after `Retry-After` seconds.",
 }
 _ALWAYS = (431, 500)
-_WITH_KEY = (401, 403, 503)
+_WITH_KEY = (401, 403, 429, 503)
+_AFTER_A_WHILE = (429, 503)
 
 
 NO_KEY: dict[str, Any] = {"security": []}
@@ -62,5 +65,21 @@ def request_body(schema: str, examples: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def lines_body(schema: str, example: str) -> dict[str, Any]:
+    """The documentation of a body of JSON lines, each of the schema called `schema`."""
+    return {
+        "requestBody": {
+            "required": True,
+            "description": f"One {schema} a line, in UTF-8; application/x-ndjson is the same.",
+            "content": {LINES: {"schema": {"type": "string", "format": "binary"}, "example": example}},
+        }
+    }
+
+
 def _problem(status: int) -> dict[str, Any]:
-    return content(PROBLEM_MEDIA_TYPE, PROBLEM_REF, _PROBLEMS[status])
+    answer = content(PROBLEM_MEDIA_TYPE, PROBLEM_REF, _PROBLEMS[status])
+    if status in _AFTER_A_WHILE:
+        answer["headers"] = {
+            "Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}
+        }
+    return answer

@@ -93,6 +93,7 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers[REQUEST_ID] = self.request_id
+            headers.update(self.scope.get("state", {}).get("answer_headers", {}))
             for name, value in SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
         await self.send(message)

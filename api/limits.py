@@ -1,6 +1,7 @@
 """What a request may weigh, checked before anything reads it: headers, form of the body, bytes as they stream in."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -8,6 +9,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.violations import show
 from services.contracts.errors import ErrorCode, Refused
+
+JSON = "application/json"
+LINES = "application/jsonl"
+"""A JSON document a line; also known as application/x-ndjson."""
+
+_TAKE_LINES = re.compile(r"/v1/saes/[^/]+/labels")
+"""The paths whose bodies are lines, with a bound of their own."""
 
 _METHODS_WITH_BODY = ("POST", "PUT", "PATCH")
 _LONGEST_LENGTH = 18
@@ -17,6 +25,8 @@ _LONGEST_LENGTH = 18
 @dataclass(frozen=True)
 class RequestLimits:
     body_bytes: int = 1_000_000
+    lines_bytes: int = 16_000_000
+    """Of a body of JSON lines."""
     header_bytes: int = 16_384
     """Of the path, the query and all headers together."""
     headers: int = 100
@@ -36,9 +46,12 @@ class LimitsMiddleware:
         headers = Headers(scope=scope)
         self._check_headers(scope, headers)
         if scope["method"] in _METHODS_WITH_BODY:
-            _check_form(headers)
-            self._check_length(headers)
-        await self.app(scope, self._counted(receive), send)
+            lines = _TAKE_LINES.fullmatch(scope["path"]) is not None
+            bound = self.limits.lines_bytes if lines else self.limits.body_bytes
+            _check_form(headers, (LINES, "application/x-ndjson") if lines else (JSON,))
+            _check_length(headers, bound)
+            receive = _counted(receive, bound)
+        await self.app(scope, receive, send)
 
     def _check_headers(self, scope: Scope, headers: Headers) -> None:
         weight = sum(len(name) + len(value) for name, value in headers.raw)
@@ -50,30 +63,33 @@ class LimitsMiddleware:
                 f"at most {self.limits.header_bytes:,} bytes and {self.limits.headers} headers",
             )
 
-    def _check_length(self, headers: Mapping[str, str]) -> None:
-        length = headers.get("content-length", "")
-        if length.isdecimal() and (len(length) > _LONGEST_LENGTH or int(length) > self.limits.body_bytes):
-            raise self._too_large(f"is announced with {show(length)} bytes")
 
-    def _counted(self, receive: Receive) -> Receive:
-        received = 0
-
-        async def counting() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.limits.body_bytes:
-                raise self._too_large("is too large")
-            return message
-
-        return counting
-
-    def _too_large(self, how: str) -> Refused:
-        message = f"the body {how}: at most {self.limits.body_bytes:,} bytes; split the work over several jobs"
-        return Refused(ErrorCode.BODY_TOO_LARGE, message)
+def _check_length(headers: Mapping[str, str], bound: int) -> None:
+    length = headers.get("content-length", "")
+    if length.isdecimal() and (len(length) > _LONGEST_LENGTH or int(length) > bound):
+        raise _too_large(f"is announced with {show(length)} bytes", bound)
 
 
-def _check_form(headers: Mapping[str, str]) -> None:
+def _counted(receive: Receive, bound: int) -> Receive:
+    received = 0
+
+    async def counting() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > bound:
+            raise _too_large("is too large", bound)
+        return message
+
+    return counting
+
+
+def _too_large(how: str, bound: int) -> Refused:
+    message = f"the body {how}: at most {bound:,} bytes; split the work over several requests"
+    return Refused(ErrorCode.BODY_TOO_LARGE, message)
+
+
+def _check_form(headers: Mapping[str, str], accepted: Sequence[str]) -> None:
     encoding = headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise Refused(
@@ -84,11 +100,11 @@ def _check_form(headers: Mapping[str, str]) -> None:
     if content_type is None:
         if "transfer-encoding" not in headers and headers.get("content-length", "0") == "0":
             return
-        raise Refused(ErrorCode.UNSUPPORTED_MEDIA_TYPE, "a body needs `Content-Type: application/json`")
+        raise Refused(ErrorCode.UNSUPPORTED_MEDIA_TYPE, f"a body needs `Content-Type: {accepted[0]}`")
     media_type, _, parameters = content_type.partition(";")
     charset = parameters.strip().lower()
-    if media_type.strip().lower() != "application/json" or charset not in ("", "charset=utf-8", 'charset="utf-8"'):
+    if media_type.strip().lower() not in accepted or charset not in ("", "charset=utf-8", 'charset="utf-8"'):
         raise Refused(
             ErrorCode.UNSUPPORTED_MEDIA_TYPE,
-            f"content-type {show(content_type)} is not accepted: send application/json in UTF-8",
+            f"content-type {show(content_type)} is not accepted: send {accepted[0]} in UTF-8",
         )

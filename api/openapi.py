@@ -1,8 +1,8 @@
 """The OpenAPI document, generated from the contracts and the routes: `python -m api.openapi` writes `openapi.yaml`.
 
 Requests are described as they are validated (what has a default may be left out), answers as they are serialised (every
-field is there). The two share no model, so neither is split in two. An answer may gain fields: only requests refuse
-what they do not know.
+field is there). The two share no model but enumerations, so none is split in two. An answer may gain fields: only
+requests refuse what they do not know.
 """
 
 import argparse
@@ -20,8 +20,10 @@ from pydantic import TypeAdapter
 
 from api.errors import Problem
 from api.routes import ROUTERS
+from api.routes.keys import KeyRequest, RotationRequest
 from api.routes.models import TokenizeRequest
 from services.contracts.job import JobResult, JobSpec, JobView
+from services.contracts.label import LabelLine, LabelRequest
 
 FILE = Path(__file__).parents[1] / "openapi.yaml"
 DESCRIPTION = """\
@@ -30,15 +32,21 @@ their provenance.
 
 Every request under `/v1` carries an API key: `Authorization: Bearer lensd_<id>_<secret>`. Errors are problem details
 (RFC 9457) with a stable `code` and, for a wrong body, a JSON pointer per violation.
+
+Every answer to a valid key says in `RateLimit` how many requests are left (`r`) and in how many seconds all are there
+again (`t`), and in `RateLimit-Policy` how many may be made (`q`) in how many seconds (`w`). Over a limit of the key or
+its owner the status is 429, and `Retry-After` says when to come back.
 """
 TAGS = [
     {"name": "jobs", "description": "Post a job, follow it, fetch its result."},
     {"name": "models", "description": "The models that are served."},
     {"name": "saes", "description": "The sparse autoencoders that are served."},
+    {"name": "features", "description": "What the features of an SAE are."},
+    {"name": "admin", "description": "Look after API keys: for keys with the scope `admin`."},
     {"name": "health", "description": "For load balancers and orchestrators; no key needed."},
 ]
 
-_REQUESTS: tuple[Any, ...] = (JobSpec, TokenizeRequest)
+_REQUESTS: tuple[Any, ...] = (JobSpec, TokenizeRequest, LabelRequest, LabelLine, KeyRequest, RotationRequest)
 _ANSWERS: tuple[Any, ...] = (JobView, JobResult, Problem)
 """Schemas of what routes write by themselves, which FastAPI therefore does not find."""
 
@@ -61,7 +69,7 @@ def describe() -> dict[str, Any]:
     found: dict[str, Any] = document["components"]["schemas"]
     answers = found | _schemas(_ANSWERS, "serialization")
     requests = {name: _flat(_asked(schema)) for name, schema in _schemas(_REQUESTS, "validation").items()}
-    if split := answers.keys() & requests.keys():
+    if split := {name for name in answers.keys() & requests.keys() if "properties" in answers[name]}:
         raise ValueError(f"{sorted(split)} are both asked and answered: give each its own model")
     schemas = {name: _answered(schema) for name, schema in answers.items()} | requests
     document["components"]["schemas"] = dict(sorted(schemas.items()))

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.jobs.limits import OwnerLimits
 from services.logs import LogFormat
+from services.tenants.limits import Rate, TenantLimits
 
 _PLACEHOLDER = re.compile(
     r"change.?(me|this)|replace.?(me|this)|placeholder|example|password|passwd|secret|^x+$|<.*>|\$\{.*\}|^\*+$",
@@ -49,13 +51,38 @@ class GatewaySettings(BaseSettings):
     log_format: LogFormat = "console"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     max_body: Annotated[ByteSize, Field(ge=1_000, le=100_000_000)] = ByteSize(1_000_000)
+    max_lines: Annotated[ByteSize, Field(ge=1_000, le=100_000_000)] = ByteSize(16_000_000)
+    """Bytes of a body of JSON lines: an import of labels."""
     max_job_tokens: Annotated[int, Field(ge=1, le=100_000_000)] = 200_000
     max_job_token_layers: Annotated[int, Field(ge=1, le=10**15)] = 50_000_000
     """Engine work that one job may ask for, by estimate: positions through blocks."""
     max_job_output: Annotated[ByteSize, Field(ge=1_000, le=2**40)] = ByteSize(64 * 2**20)
     """Bytes of one result, by estimate."""
+    requests_per_second: Annotated[float, Field(gt=0, le=1_000_000)] = 1_000.0
+    """What a key may ask for, over all gateways; a key may have a rate of its own, as with all limits that follow."""
+    request_burst: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """Requests that a key may make at once."""
+    max_owner_jobs: Annotated[int, Field(ge=0, le=1_000_000)] = 20_000
+    """Queued and running jobs of one owner."""
+    max_owner_running: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Running jobs of one owner; without it only the turns that owners take bound them."""
+    owner_queue_share: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of the queue that one owner's jobs may fill."""
+    max_owner_token_layers_a_day: Annotated[int, Field(ge=0, le=10**15)] | None = None
+    """Engine work of one owner from midnight to midnight UTC; without it there is no bound."""
     shutdown_s: Annotated[int, Field(ge=0, le=600)] = 10
     """How long requests under way may take to end when the gateway is asked to stop."""
+
+    def tenant_limits(self) -> TenantLimits:
+        return TenantLimits(
+            rate=Rate(self.requests_per_second, self.request_burst),
+            jobs=OwnerLimits(
+                jobs=self.max_owner_jobs,
+                running=self.max_owner_running,
+                queue_share=self.owner_queue_share,
+                daily_token_layers=self.max_owner_token_layers_a_day,
+            ),
+        )
 
 
 def explain(error: ValidationError) -> str:

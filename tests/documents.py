@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
 README = PROJECT / "README.md"
 JOBS = PROJECT / "docs/jobs.md"
+FEATURES = PROJECT / "docs/features.md"
 
 
 def json_blocks(document: Path) -> list[dict[str, Any]]:
@@ -30,3 +32,30 @@ def problem() -> dict[str, Any]:
     """The refusal that the README shows."""
     (shown,) = (block for block in json_blocks(README) if "code" in block)
     return shown
+
+
+@dataclass(frozen=True)
+class ShownRequest:
+    """A request as a page shows it."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.path}"
+
+
+def http_requests(document: Path) -> list[ShownRequest]:
+    """The requests in a page's blocks of `http`, in order."""
+    text = document.read_text(encoding="utf-8")
+    return [_request(block) for block in re.findall(r"```http\n(.*?)```", text, re.DOTALL)]
+
+
+def _request(block: str) -> ShownRequest:
+    head, _, body = block.partition("\n\n")
+    line, *headers = head.strip().splitlines()
+    method, path = line.split(" ", 1)
+    return ShownRequest(method, path, dict(each.split(": ", 1) for each in headers), body)

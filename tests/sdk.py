@@ -19,6 +19,7 @@ post_hooks: []
 content_type_overrides:  # The generator does not know pictures: they are files.
   image/svg+xml: application/octet-stream
   image/png: application/octet-stream
+  application/jsonl: application/octet-stream  # Nor lines: they are files too.
 """
 
 

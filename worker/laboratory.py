@@ -7,7 +7,6 @@ import torch
 
 from services.catalogue.catalogue import Catalogue, model_folder, sae_folder
 from services.contracts.errors import LensdError
-from services.contracts.features import FeaturesSpec
 from services.contracts.job import JobResult, JobSpec
 from services.engine.engine import Engine, EngineLimits
 from services.engine.ticket import JobTicket
@@ -78,9 +77,8 @@ class Laboratory:
         self._engine.close()
 
     def _sae_for(self, spec: JobSpec) -> SaeInUse | None:
-        if not isinstance(spec, FeaturesSpec):
-            return None
-        return SaeInUse(self._saes.get(spec.sae), self._catalogue.sae(spec.sae))
+        sae_id = spec.sae_id()
+        return None if sae_id is None else SaeInUse(self._saes.get(sae_id), self._catalogue.sae(sae_id))
 
     def _load_model(self, model_id: str) -> LoadedModel:
         folder = model_folder(self._catalogue.home, model_id)
@@ -92,4 +90,11 @@ class Laboratory:
     def _load_sae(self, sae_id: str) -> Sae:
         facts = self._catalogue.sae(sae_id)
         folder = sae_folder(self._catalogue.home, sae_id)
-        return load_sae(folder, self._device, torch.float32, expected_sha256=facts.sha256, d_model=facts.d_model)
+        return load_sae(
+            folder,
+            self._device,
+            torch.float32,
+            expected_sha256=facts.sha256,
+            expected_extras_sha256=facts.extras_sha256,
+            d_model=self._catalogue.model(facts.model).d_model,
+        )

@@ -142,7 +142,7 @@ class WorkerProcess:
             ending = job.work(lambda: self._laboratory.run(claim, job.ticket), self._keep)
             try:
                 if ending is not None:
-                    accepted = self._store.finish(claim, ending, job.fresh_progress())
+                    accepted = self._store.finish(claim, ending, job.fresh_progress(), job.ticket.token_layers)
                     log.info("job %s: %s%s", claim.job.id, type(ending).__name__, "" if accepted else ", too late")
                 elif job.handed_back:
                     self._store.release(claim)

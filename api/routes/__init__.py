@@ -1,5 +1,14 @@
 """The routes, one file per thing that they are about."""
 
-from api.routes import figure, health, jobs, models, results, saes
+from api.routes import figure, health, jobs, keys, labels, models, results, saes
 
-ROUTERS = (jobs.router, results.router, figure.router, models.router, saes.router, health.router)
+ROUTERS = (
+    jobs.router,
+    results.router,
+    figure.router,
+    models.router,
+    saes.router,
+    labels.router,
+    keys.router,
+    health.router,
+)

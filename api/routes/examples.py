@@ -69,4 +69,10 @@ JOBS: Mapping[str, Mapping[str, Any]] = {
         "patterns": [{"layer": 18, "head": 6}],
         "random_tokens": {"sequences": 8, "length": 25, "seed": 0},
     },
+    "sae_evaluation": {
+        "kind": "sae_evaluation",
+        "model": "smollm2-135m",
+        "sae": "smollm2-135m-l15-resid-post",
+        "prompts": ["The Eiffel Tower is in Paris, and the river that flows past it is the Seine."],
+    },
 }

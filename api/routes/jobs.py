@@ -48,7 +48,15 @@ class JobQuery(BaseModel):
     status: JobStatus | None = None
     kind: (
         Literal[
-            "patching", "attribution", "features", "activations", "intervention", "logit_lens", "ablation", "attention"
+            "patching",
+            "attribution",
+            "features",
+            "activations",
+            "intervention",
+            "logit_lens",
+            "ablation",
+            "attention",
+            "sae_evaluation",
         ]
         | None
     ) = None
@@ -172,7 +180,8 @@ async def stream_job_events(
 def _admit(raw: bytes, key: ApiKey, services: GatewayServices) -> NewJob:
     """The job that `raw` asks for, checked and tokenised; raises InvalidSpec and what BodyParser raises."""
     spec = _parser.parse(raw)
-    resolved = resolve(spec, services.catalogue, services.limits)
+    owner_limits = services.tenants.jobs_of(key.limits)
+    resolved = resolve(spec, services.catalogue_for(key), services.limits.within(owner_limits.daily_token_layers))
     return NewJob(
         id=new_job_id(),
         owner=key.owner,
@@ -180,6 +189,7 @@ def _admit(raw: bytes, key: ApiKey, services: GatewayServices) -> NewJob:
         spec=spec,
         inputs=resolved.inputs,
         cost=resolved.cost.token_layers,
+        limits=owner_limits,
     )
 
 

@@ -39,17 +39,15 @@ _tokenize_body = BodyParser(TypeAdapter(TokenizeRequest))
 
 @router.get("", operation_id="list_models", responses=problems())
 def list_models(services: Services, key: Reader) -> ModelList:
-    """Every served model, and the workers that hold it in memory."""
-    del key
+    """Every model that the key may use, and the workers that hold it in memory."""
     workers = services.workers.alive()
-    return ModelList(models=tuple(_view(facts, workers) for facts in services.catalogue.models.values()))
+    return ModelList(models=tuple(_view(facts, workers) for facts in services.catalogue_for(key).models.values()))
 
 
 @router.get("/{model_id}", operation_id="get_model", responses=problems(404, 422))
 def get_model(services: Services, key: Reader, model_id: ModelId) -> ModelView:
     """One model: its sizes, its sites, its tokenizer's habits, and where it is loaded."""
-    del key
-    return _view(services.catalogue.model(model_id), services.workers.alive())
+    return _view(services.catalogue_for(key).model(model_id), services.workers.alive())
 
 
 @router.post(
@@ -60,13 +58,13 @@ def get_model(services: Services, key: Reader, model_id: ModelId) -> ModelView:
 )
 async def tokenize_prompt(request: Request, services: Services, key: Reader, model_id: ModelId) -> PromptTokens:
     """A prompt as a job on this model would read it: ids, strings, and whether BOS was prepended."""
-    del key
     raw = await request.body()
+    catalogue = services.catalogue_for(key)
 
     def read() -> PromptTokens:
-        services.catalogue.model(model_id)
+        catalogue.model(model_id)
         asked = _tokenize_body.parse(raw)
-        return tokenize(services.catalogue, model_id, asked.prompt, asked.bos)
+        return tokenize(catalogue, model_id, asked.prompt, asked.bos)
 
     return await services.read(read)
 

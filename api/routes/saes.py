@@ -21,13 +21,11 @@ class SaeList(Contract):
 
 @router.get("", operation_id="list_saes", responses=problems())
 def list_saes(services: Services, key: Reader) -> SaeList:
-    """Every served SAE."""
-    del key
-    return SaeList(saes=tuple(services.catalogue.saes.values()))
+    """Every SAE that the key may use: those of its models."""
+    return SaeList(saes=tuple(services.catalogue_for(key).saes.values()))
 
 
 @router.get("/{sae_id}", operation_id="get_sae", responses=problems(404, 422))
 def get_sae(services: Services, key: Reader, sae_id: SaeId) -> SaeFacts:
     """One SAE: the site it reads, its width, its conventions, and its card with every figure measured."""
-    del key
-    return services.catalogue.sae(sae_id)
+    return services.catalogue_for(key).sae(sae_id)

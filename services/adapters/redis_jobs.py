@@ -5,11 +5,12 @@ import hashlib
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
 from typing import cast
 
 from redis import Redis
 
-from services.adapters.lua_scripts import LuaScripts
+from services.adapters.lua_scripts import Argument, LuaScripts
 from services.adapters.redis_client import store_errors
 from services.adapters.redis_records import (
     MALFORMED,
@@ -19,6 +20,7 @@ from services.adapters.redis_records import (
     flat_hash,
     hash_of,
     head_of,
+    limits_argument,
     microseconds,
     moment,
     policy_argument,
@@ -27,6 +29,7 @@ from services.adapters.redis_records import (
 )
 from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
 from services.contracts.job import JobError, JobProgress, JobStatus, JobSummary
+from services.jobs.limits import queue_share_filled, quota_exceeded, too_many_jobs
 from services.jobs.policy import JobPolicy
 from services.jobs.ports import JobFilter, Page, Reaped
 from services.jobs.record import (
@@ -81,6 +84,8 @@ class RedisJobStore:
             "" if deadline_s is None else microseconds(deadline_s),
             "" if idempotency is None else _reservation(job.owner, idempotency.key),
             "" if idempotency is None else idempotency.request_sha256,
+            job.cost,
+            limits_argument(job.limits),
         )
         match answer:
             case [b"created", created_at]:
@@ -95,6 +100,13 @@ class RedisJobStore:
                     ErrorCode.IDEMPOTENCY_CONFLICT,
                     "this Idempotency-Key was used for another request: use a fresh key for a new job",
                 )
+            case [b"limited", b"jobs", living]:
+                raise too_many_jobs(living)
+            case [b"limited", b"queue", share]:
+                raise queue_share_filled(share)
+            case [b"limited", b"work", charged, resets_in]:
+                bound = job.limits.daily_token_layers or 0
+                raise quota_exceeded(job.cost, charged, bound, timedelta(microseconds=int(resets_in)))
         raise Unavailable(ErrorCode.QUEUE_FULL, _WHY_FULL[answer[1]], retry_after_s=10)
 
     def get(self, job_id: str) -> JobRecord | None:
@@ -126,7 +138,7 @@ class RedisJobStore:
                 # The error itself may quote what the job computes on, which is not for logs.
                 _log.error("quarantined the malformed record of %s: %s", job_id, type(damage).__name__)
                 error = JobError(code=ErrorCode.INTERNAL, message="the job's record was damaged")
-                self._finish(job_id, worker, int(fields["attempt"]), Failed(error))
+                self._end(job_id, worker, fields["attempt"], _outcome(Failed(error), bill=None))
         return None
 
     def executing(self, worker: str, claims: Sequence[Claim]) -> None:
@@ -148,21 +160,14 @@ class RedisJobStore:
             "progress", self._policy, claim.job.id, claim.worker, claim.attempt, progress.done, progress.planned
         )
 
-    def finish(self, claim: Claim, ending: Ending, progress: JobProgress | None = None) -> bool:
-        return self._finish(claim.job.id, claim.worker, claim.attempt, ending, progress)
-
-    def _finish(
-        self, job_id: str, worker: str, attempt: int, ending: Ending, progress: JobProgress | None = None
+    def finish(
+        self, claim: Claim, ending: Ending, progress: JobProgress | None = None, bill: int | None = None
     ) -> bool:
-        match ending:
-            case Succeeded(result):
-                outcome: tuple[str, ...] = (JobStatus.SUCCEEDED, "result", result.model_dump_json())
-            case Failed(error):
-                outcome = (JobStatus.FAILED, "error", error.model_dump_json())
-            case Cancelled():
-                outcome = (JobStatus.CANCELLED,)
         last_word = () if progress is None else ("done", progress.done, "planned", progress.planned)
-        return bool(self._scripts.run("finish", self._policy, job_id, worker, attempt, *outcome, *last_word))
+        return self._end(claim.job.id, claim.worker, claim.attempt, (*_outcome(ending, bill), *last_word))
+
+    def _end(self, job_id: str, worker: str, attempt: Argument, words: Sequence[Argument]) -> bool:
+        return bool(self._scripts.run("finish", self._policy, job_id, worker, attempt, *words))
 
     def release(self, claim: Claim) -> None:
         self._scripts.run("release", self._policy, claim.job.id, claim.worker, claim.attempt)
@@ -246,6 +251,18 @@ def _read_cursor(cursor: str) -> int:
     if not re.fullmatch(rb"[0-9]{1,20}", created):
         raise Refused(ErrorCode.INVALID_REQUEST, "this cursor is not one that a page of jobs came with")
     return int(created)
+
+
+def _outcome(ending: Ending, bill: int | None) -> Sequence[Argument]:
+    """An ending as the script reads it: status, what it cost, and what is to be set."""
+    cost = "" if bill is None else bill
+    match ending:
+        case Succeeded(result):
+            return JobStatus.SUCCEEDED, cost, "result", result.model_dump_json()
+        case Failed(error):
+            return JobStatus.FAILED, cost, "error", error.model_dump_json()
+        case Cancelled():
+            return JobStatus.CANCELLED, cost
 
 
 def _reservation(owner: str, key: str) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import TypeAdapter
 
 from services.contracts.inputs import Inputs
 from services.contracts.job import JobError, JobProgress, JobSpec, JobStatus
+from services.jobs.limits import OwnerLimits
 from services.jobs.policy import JobPolicy
 from services.jobs.record import DEADLINE_EXCEEDED, WORKER_LOST, Claim, JobRecord, NewJob, Size, StoredResult
 
@@ -132,6 +134,11 @@ def claim_of(job_id: str, fields: Hash, worker: str) -> Claim:
         size=Size(fields["size"].decode()),
         alone=int(fields.get("blamed", 0)) > 0,
     )
+
+
+def limits_argument(limits: OwnerLimits) -> bytes:
+    """The limits as the script of creation reads them: what is no bound is left out."""
+    return orjson.dumps({name: bound for name, bound in asdict(limits).items() if bound is not None})
 
 
 def policy_argument(policy: JobPolicy) -> bytes:

@@ -3,7 +3,7 @@
 <home>/models/<id>/facts.json     <home>/saes/<id>/facts.json
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +45,15 @@ class Catalogue:
             folder = model_folder(self.home, model_id)
             self._tokenizers[model_id] = Tokenizer(folder, facts.bos_token_id, facts.vocabulary)
         return self._tokenizers[model_id]
+
+    def only(self, models: Collection[str]) -> "Catalogue":
+        """The catalogue as if only `models`, with their SAEs, were served."""
+        return Catalogue(
+            self.home,
+            {model_id: facts for model_id, facts in self.models.items() if model_id in models},
+            {sae_id: facts for sae_id, facts in self.saes.items() if facts.model in models},
+            self._tokenizers,
+        )
 
 
 def open_catalogue(home: Path) -> Catalogue:

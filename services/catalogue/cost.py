@@ -15,6 +15,7 @@ from services.catalogue.costs.features import features_cost
 from services.catalogue.costs.intervention import intervention_cost
 from services.catalogue.costs.logit_lens import logit_lens_cost
 from services.catalogue.costs.patching import patching_cost
+from services.catalogue.costs.sae_evaluation import sae_evaluation_cost
 from services.contracts.ablation import AblationSpec
 from services.contracts.activations import ActivationsSpec
 from services.contracts.attention import AttentionSpec
@@ -27,6 +28,7 @@ from services.contracts.logit_lens import LogitLensSpec
 from services.contracts.model import ModelFacts
 from services.contracts.patching import PatchingSpec
 from services.contracts.sae import SaeFacts
+from services.contracts.sae_evaluation import SaeEvaluationSpec
 
 __all__ = ["Cost", "estimate"]
 
@@ -37,11 +39,14 @@ def estimate(spec: JobSpec, inputs: Inputs, model: ModelFacts, sae: SaeFacts | N
         case PatchingSpec():
             return patching_cost(spec, inputs, model)
         case AttributionSpec():
-            return attribution_cost(spec, inputs, model)
+            return attribution_cost(spec, inputs, model, sae)
         case AblationSpec():
             return ablation_cost(spec, inputs, model)
         case InterventionSpec():
             return intervention_cost(spec, inputs, model)
+        case SaeEvaluationSpec():
+            assert sae is not None
+            return sae_evaluation_cost(spec, inputs, model, sae)
         case _:
             return _reading(spec, inputs, model, sae)
 

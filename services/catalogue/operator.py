@@ -82,6 +82,7 @@ class SaeEntry(Contract):
     path: str
     license: str | None = None
     sha256: Sha256
+    extras_sha256: Annotated[Sha256 | None, Field(description="Of lensd.safetensors, the mean activation.")] = None
 
 
 class OperatorCatalogue(Contract):

@@ -7,18 +7,18 @@
 5. estimate what the job costs, and refuse what is over the limits.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from services.catalogue.catalogue import Catalogue
 from services.catalogue.cost import Cost, estimate
 from services.catalogue.reader import BosRule, PromptReader
 from services.contracts.errors import ErrorCode, InvalidSpec, LensdError, Violation
-from services.contracts.features import FeaturesSpec
 from services.contracts.inputs import Inputs
 from services.contracts.job import JobSpec
 from services.contracts.model import ModelFacts
+from services.contracts.place import site_violations
 from services.contracts.prompt import Prompt
 from services.contracts.result import PromptTokens
 from services.contracts.sae import SaeFacts
@@ -32,6 +32,10 @@ class Limits:
     tokens: int = 200_000
     token_layers: int = 50_000_000
     output_bytes: int = 64 * 2**20
+
+    def within(self, token_layers: int | None) -> "Limits":
+        """The same with no more work than `token_layers`: what is over a whole day's quota never fits, any day."""
+        return self if token_layers is None else replace(self, token_layers=min(self.token_layers, token_layers))
 
 
 @dataclass(frozen=True)
@@ -112,14 +116,29 @@ def _is_whole(inputs: Inputs, asked: Asked) -> bool:
 def _open_reader(spec: JobSpec, catalogue: Catalogue) -> PromptReader:
     facts = _looked_up("/model", lambda: catalogue.model(spec.model))
     sae: SaeFacts | None = None
-    if isinstance(spec, FeaturesSpec):
-        sae_id = spec.sae
-        sae = _looked_up("/sae", lambda: catalogue.sae(sae_id))
+    sae_id = spec.sae_id()
+    if sae_id is not None:
+        sae = _looked_up(spec.sae_pointer(), lambda: catalogue.sae(sae_id))
     reader = PromptReader(facts, catalogue.tokenizer(spec.model), *_bos_rule(spec.bos, sae, facts))
     reader.refuse_all(spec.violations(facts))
-    if isinstance(spec, FeaturesSpec) and sae is not None:
+    if sae is not None:
         reader.refuse_all(spec.sae_violations(sae))
+        reader.refuse_all(_unfit(sae, facts, spec.sae_pointer()))
     return reader
+
+
+def _unfit(sae: SaeFacts, facts: ModelFacts, pointer: str) -> Iterator[Violation]:
+    """An SAE whose width or place is not the model's."""
+    if sae.model != facts.id:
+        return  # the specification says so
+    message = ""
+    if sae.d_model != facts.d_model:
+        message = f"{sae.id} reads {sae.d_model} dimensions, and {facts.id} has {facts.d_model}"
+    elif sae.layer >= facts.layers:
+        message = f"{sae.id} reads layer {sae.layer}, and {facts.id} has layers 0..{facts.layers - 1}"
+    if message:
+        yield Violation(pointer, ErrorCode.SAE_MISMATCH, f"{message}: it was made for another model")
+    yield from site_violations(sae.site, facts, pointer, write=False)
 
 
 Facts = TypeVar("Facts", ModelFacts, SaeFacts)

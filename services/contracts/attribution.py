@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from services.contracts.attribution_patching import AttributionPatching, AttributionPatchingOutcome
+from services.contracts.base import CatalogueId
 from services.contracts.direct_logit_attribution import DirectLogitAttribution, DirectLogitOutcome
 from services.contracts.edge_attribution_patching import EdgeAttributionOutcome, EdgeAttributionPatching
 from services.contracts.errors import ErrorCode, Violation
+from services.contracts.feature_attribution import FeatureAttribution, FeatureAttributionOutcome
 from services.contracts.gradient_x_input import GradientXInput, GradientXInputOutcome
 from services.contracts.inputs import Inputs
 from services.contracts.integrated_gradients import IntegratedGradients, IntegratedGradientsOutcome
@@ -16,10 +18,16 @@ from services.contracts.metric import LogitDiff, Metric
 from services.contracts.model import ModelFacts
 from services.contracts.prompt import Example, Pair
 from services.contracts.result import Result
+from services.contracts.sae import SaeFacts
 from services.contracts.spec import Asked, Spec
 
 AttributionMethod = Annotated[
-    DirectLogitAttribution | GradientXInput | IntegratedGradients | AttributionPatching | EdgeAttributionPatching,
+    DirectLogitAttribution
+    | GradientXInput
+    | IntegratedGradients
+    | AttributionPatching
+    | EdgeAttributionPatching
+    | FeatureAttribution,
     Field(discriminator="type"),
 ]
 AttributionOutcome = Annotated[
@@ -27,7 +35,8 @@ AttributionOutcome = Annotated[
     | GradientXInputOutcome
     | IntegratedGradientsOutcome
     | AttributionPatchingOutcome
-    | EdgeAttributionOutcome,
+    | EdgeAttributionOutcome
+    | FeatureAttributionOutcome,
     Field(discriminator="type"),
 ]
 
@@ -44,6 +53,15 @@ class AttributionSpec(Spec):
 
     def asked(self) -> Asked:
         return Asked(examples=self.examples, pairs=self.pairs, metric=self.metric)
+
+    def sae_id(self) -> CatalogueId | None:
+        return self.method.sae_id()
+
+    def sae_pointer(self) -> str:
+        return "/method/sae"
+
+    def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
+        yield from self.method.sae_violations(sae, self.model)
 
     def violations(self, facts: ModelFacts) -> Iterator[Violation]:
         """The wrong kind of input for the method, and what the method itself refuses."""

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
-from services.contracts.base import Request
+from services.contracts.base import CatalogueId, Request
 from services.contracts.errors import ErrorCode, Violation
 from services.contracts.inputs import Inputs
 from services.contracts.metric import KlDivergence, Metric
 from services.contracts.model import ModelFacts
+from services.contracts.sae import SaeFacts
 
 
 class AttributionMethodBase(Request):
@@ -15,6 +16,15 @@ class AttributionMethodBase(Request):
     def takes_pairs(self) -> bool:
         """Whether it works on clean and corrupted pairs; on examples otherwise."""
         return False
+
+    def sae_id(self) -> CatalogueId | None:
+        """The SAE that it needs, named at `/method/sae`."""
+        return None
+
+    def sae_violations(self, sae: SaeFacts, model: CatalogueId) -> Iterator[Violation]:
+        """What its SAE cannot do for a job on `model`."""
+        del sae, model
+        yield from ()
 
     def metric_violations(self, metric: Metric) -> Iterator[Violation]:
         """A metric that it cannot share out, at `/metric`, with the alternative."""

@@ -9,6 +9,7 @@ The domain raises these; it never speaks of HTTP. The gateway maps each code to 
     ├── Conflict             the thing is not in a state that allows it
     ├── Refused              understood, and not allowed
     ├── Unavailable          not now; try again
+    │   └── Limited          not now, for this caller: over a limit of its own
     └── JobFailed            a job that ended without a result
 """
 
@@ -60,7 +61,17 @@ class ErrorCode(StrEnum):
     UNKNOWN_EXAMPLE = "unknown_example"
     NO_FIGURE = "no_figure"
     FIGURE_TOO_LARGE = "figure_too_large"
+    FEATURE_INDEX_MISSING = "feature_index_missing"
+    LABEL_NOT_FOUND = "label_not_found"
+    TOO_MANY_LABELS = "too_many_labels"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
+    KEY_NOT_FOUND = "key_not_found"
+    KEY_CHANGED = "key_changed"
+    LAST_ADMIN_KEY = "last_admin_key"
+    # Over the caller's own limits
+    RATE_LIMITED = "rate_limited"
+    TOO_MANY_JOBS = "too_many_jobs"
+    QUOTA_EXCEEDED = "quota_exceeded"
     # Not now
     QUEUE_FULL = "queue_full"
     STORE_UNAVAILABLE = "store_unavailable"
@@ -70,6 +81,7 @@ class ErrorCode(StrEnum):
     WORKER_LOST = "worker_lost"
     METHOD_FAILED = "method_failed"
     MODEL_UNAVAILABLE = "model_unavailable"
+    SAE_UNAVAILABLE = "sae_unavailable"
     OUT_OF_MEMORY = "out_of_memory"
     DEADLINE_EXCEEDED = "deadline_exceeded"
 
@@ -120,6 +132,10 @@ class Unavailable(LensdError):
     def __init__(self, code: ErrorCode, message: str, retry_after_s: int = 2) -> None:
         super().__init__(code, message)
         self.retry_after_s = retry_after_s
+
+
+class Limited(Unavailable):
+    """The caller is over a limit of its own: its rate, its number of jobs, its work a day. Others are not."""
 
 
 class JobFailed(LensdError):

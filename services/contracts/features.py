@@ -24,12 +24,21 @@ class FeaturesSpec(Spec):
     prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, max_length=1_000)]
     top_k: Annotated[int, Field(ge=1, le=100)] = 10
     features: Annotated[tuple[FeatureIndex, ...] | None, Field(min_length=1, max_length=1_000)] = None
+    per_token: Annotated[bool, Field(description="Also list the strongest features of every token.")] = True
+    reconstruction: Annotated[
+        bool | None,
+        Field(description="Whether to decode, which takes every feature; null: unless `features` names some."),
+    ] = None
     promoted_logits: Annotated[
         int, Field(ge=0, le=50, description="How many promoted and suppressed tokens to list per feature; 0 for none.")
     ] = 5
 
     def asked(self) -> Asked:
         return Asked(prompts=self.prompts)
+
+    def reconstructs(self) -> bool:
+        """Whether every feature is needed, to measure what the SAE rebuilds."""
+        return self.features is None if self.reconstruction is None else self.reconstruction
 
     def sae_id(self) -> CatalogueId | None:
         return self.sae
@@ -87,10 +96,15 @@ class Reconstruction(Contract):
 
 
 class PromptFeatures(Contract):
+    """One prompt. `per_token` is empty, and `reconstruction` null, where the job did not ask for them."""
+
     tokens: PromptTokens
+    over_norm: Annotated[
+        tuple[int, ...], Field(description="Positions left out: their activations are over the SAE's norm threshold.")
+    ] = ()
     per_token: tuple[TokenFeatures, ...]
     top: tuple[PromptFeature, ...]
-    reconstruction: Reconstruction
+    reconstruction: Reconstruction | None
     activations: Annotated[Tensor | None, Field(description="token × feature, for the indices asked for.")] = None
 
 

@@ -17,6 +17,7 @@ from services.contracts.features import FeaturesResult, FeaturesSpec
 from services.contracts.intervention import InterventionResult, InterventionSpec
 from services.contracts.logit_lens import LogitLensResult, LogitLensSpec
 from services.contracts.patching import PatchingResult, PatchingSpec
+from services.contracts.sae_evaluation import SaeEvaluationResult, SaeEvaluationSpec
 
 JobSpec = TypeAliasType(
     "JobSpec",
@@ -28,7 +29,8 @@ JobSpec = TypeAliasType(
         | InterventionSpec
         | LogitLensSpec
         | AblationSpec
-        | AttentionSpec,
+        | AttentionSpec
+        | SaeEvaluationSpec,
         Field(discriminator="kind"),
     ],
 )
@@ -42,7 +44,8 @@ JobResult = TypeAliasType(
         | InterventionResult
         | LogitLensResult
         | AblationResult
-        | AttentionResult,
+        | AttentionResult
+        | SaeEvaluationResult,
         Field(discriminator="kind"),
     ],
 )

@@ -13,7 +13,7 @@ class SaeFacts(Contract):
 
     id: CatalogueId
     model: CatalogueId
-    architecture: Literal["topk", "standard"]
+    architecture: Literal["topk", "standard", "jumprelu", "gated"]
     site: SiteName
     layer: int
     d_model: int
@@ -22,5 +22,6 @@ class SaeFacts(Contract):
     bos: bool | None = Field(description="Whether it was trained on prompts with BOS; null if unknown.")
     norm_threshold: float | None = Field(description="Tokens whose activation is longer are flagged and left alone.")
     sha256: str = Field(description="Of the weights file.")
+    extras_sha256: str | None = Field(default=None, description="Of the mean activation's file; null without one.")
     license: str | None = None
     card: dict[str, Any] = Field(default={}, description="Its card: every figure measured on held-out documents.")

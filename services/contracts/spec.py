@@ -12,6 +12,7 @@ from services.contracts.inputs import Inputs
 from services.contracts.metric import Metric
 from services.contracts.model import ModelFacts
 from services.contracts.prompt import Example, Pair, Prompt
+from services.contracts.sae import SaeFacts
 
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
@@ -54,6 +55,15 @@ class Spec(Request):
     def sae_id(self) -> CatalogueId | None:
         """The SAE that it needs."""
         return None
+
+    def sae_pointer(self) -> str:
+        """Where in the body it names its SAE."""
+        return "/sae"
+
+    def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
+        """What its SAE cannot do, or does not have."""
+        del sae
+        yield from ()
 
     def violations(self, facts: ModelFacts) -> Iterator[Violation]:
         """What its model cannot do."""

@@ -70,8 +70,9 @@ class JobStore(Protocol):
         """Store a queued job and put it in line; the caller rings the doorbell.
 
         With an idempotency key that the owner has used before: the earlier job (its id is not `job.id`) if the request
-        was the same, else raises Conflict(IDEMPOTENCY_CONFLICT). Raises Unavailable(QUEUE_FULL) over the bound of the
-        pool's queue or of the server's memory. Repeating a call is harmless.
+        was the same, else raises Conflict(IDEMPOTENCY_CONFLICT). Raises Limited(TOO_MANY_JOBS | QUOTA_EXCEEDED) over
+        `job.limits`, and Unavailable(QUEUE_FULL) over the bound of the pool's queue or of the server's memory.
+        Repeating a call is harmless. The job's cost is charged to its owner's day.
         """
 
     def get(self, job_id: str) -> JobRecord | None:
@@ -82,7 +83,7 @@ class JobStore(Protocol):
 
     def claim(self, pool: str, worker: str, sizes: Sequence[Size]) -> Claim | None:
         """The pool's next job of one of `sizes`, or None: interactive before batch, then as `sizes` are ordered, then
-        round robin over owners.
+        round robin over owners, without those that run as many jobs as they may.
 
         Fails jobs past their deadline on the way. `worker` names one process for its lifetime and never another.
         """
@@ -100,10 +101,13 @@ class JobStore(Protocol):
     def progress(self, claim: Claim, progress: JobProgress) -> None:
         """Record and publish progress, a few times a second at most; ignored when the claim no longer holds."""
 
-    def finish(self, claim: Claim, ending: Ending, progress: JobProgress | None = None) -> bool:
+    def finish(
+        self, claim: Claim, ending: Ending, progress: JobProgress | None = None, bill: int | None = None
+    ) -> bool:
         """End the job; False (and no change) when the claim no longer holds. Repeating a call is harmless.
 
-        `progress` is the last word on it, if there is one that was not recorded yet.
+        `progress` is the last word on it, if there is one that was not recorded yet. `bill` is what it cost in
+        token-layers, which replaces the estimate in the charge to its owner's day.
         """
 
     def release(self, claim: Claim) -> None:

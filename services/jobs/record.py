@@ -9,6 +9,7 @@ from services.contracts.base import Contract
 from services.contracts.errors import ErrorCode
 from services.contracts.inputs import Inputs
 from services.contracts.job import JobError, JobProgress, JobSpec, JobStatus, JobSummary
+from services.jobs.limits import OwnerLimits
 
 
 class StoredResult(Contract):
@@ -69,6 +70,7 @@ class NewJob(Contract):
     inputs: Inputs
     cost: int
     """An estimate of its engine work, in token-layers."""
+    limits: OwnerLimits = OwnerLimits()
 
     def queued(self, created_at: datetime) -> JobRecord:
         """The job's first record."""

@@ -11,12 +11,12 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float64
 
-from services.contracts.attribution_patching import AttributionCheck, AttributionPatching, CheckedNode
+from services.contracts.attribution_patching import AttributionCheck, AttributionPatching, CheckedNode, ExactCheck
 from services.engine.outcome import Outcome
 from services.engine.row import Intervention, Row, Site
 from services.methods.attribution_nodes import NodeGrid, Task
@@ -29,6 +29,16 @@ NEGLIGIBLE = 1e-3
 """Of the largest exact effect: a node with less than that is not missed."""
 
 Column = Float64[np.ndarray, " cell"]
+
+
+class Estimated(Protocol):
+    """Anything with an estimate to be checked."""
+
+    @property
+    def estimated(self) -> float: ...
+
+
+AnyNode = TypeVar("AnyNode", bound=Estimated)
 
 
 @dataclass(frozen=True)
@@ -62,19 +72,24 @@ def check(
         for grid, of_grid in zip(grids, effects, strict=True)
         for node in _candidates(grid, of_grid, tasks, signed=not _is_magnitude(grid, method))
     ]
-    top, sampled = _chosen(nodes, method)
+    top, sampled = chosen(nodes, method.check)
     exact = _exact([*top, *sampled], tasks, context)
     estimated = np.array([node.estimated for node in (*top, *sampled)])
-    least = max(np.abs(exact[: len(top)]).min(initial=np.inf), NEGLIGIBLE * np.abs(exact).max(initial=0.0))
     return AttributionCheck(
         rank_correlation=rank_correlation(estimated, exact),
         largest_error=float(np.abs(estimated - exact).max(initial=0.0)),
-        false_negatives=int((np.abs(exact[len(top) :]) > least).sum()),
+        false_negatives=false_negatives(exact, len(top)),
         cells=tuple(
             _reported(node, "top" if index < len(top) else "sampled", exact[index])
             for index, node in enumerate((*top, *sampled))
         ),
     )
+
+
+def false_negatives(exact: Column, top: int) -> int:
+    """How many behind the first `top` matter at all, and more than the least of these."""
+    least = max(np.abs(exact[:top]).min(initial=np.inf), NEGLIGIBLE * np.abs(exact).max(initial=0.0))
+    return int((np.abs(exact[top:]) > least).sum())
 
 
 def rank_correlation(one: Column, other: Column) -> float | None:
@@ -114,12 +129,12 @@ def _can_differ(label: int | str | None, task: Task) -> bool:
     return last >= task.first
 
 
-def _chosen(nodes: Sequence[_Node], method: AttributionPatching) -> tuple[list[_Node], list[_Node]]:
+def chosen(nodes: Sequence[AnyNode], check: ExactCheck) -> tuple[list[AnyNode], list[AnyNode]]:
     """The largest estimates in their order, and a sample of the rest."""
     ranked = sorted(nodes, key=lambda node: -abs(node.estimated))
-    top, rest = ranked[: method.check.top_k], ranked[method.check.top_k :]
-    draw = random.Random(method.check.seed)  # noqa: S311 - a sample, no secret
-    return top, draw.sample(rest, min(method.check.sampled, len(rest)))
+    top, rest = ranked[: check.top_k], ranked[check.top_k :]
+    draw = random.Random(check.seed)  # noqa: S311 - a sample, no secret
+    return top, draw.sample(rest, min(check.sampled, len(rest)))
 
 
 def _exact(nodes: Sequence[_Node], tasks: Sequence[Task], context: MethodContext) -> Column:

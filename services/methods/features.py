@@ -2,8 +2,8 @@
 
 1. run each prompt up to the SAE's layer and take the activations at its site;
 2. leave out tokens whose norm is over the SAE's threshold: attention sinks, on which it was not trained;
-3. encode; report the strongest features per token and over the prompt, or just those asked for;
-4. decode, and say how much of the activations came back;
+3. encode, only the features asked for where nothing needs the others; report the strongest per token and prompt;
+4. decode, where asked, and say how much of the activations came back;
 5. for every feature reported, the tokens that its decoder direction promotes and suppresses through W_U.
 """
 
@@ -31,7 +31,7 @@ from services.engine.row import Capture, Row, Site
 from services.methods.context import MethodContext, SaeInUse
 from services.saes.sae import Sae
 
-VERSION = "1"
+VERSION = "2"
 
 TOKENS_AT_ONCE = 16_384
 """Prompts are run together up to about this many tokens, so that a job's memory does not grow with its prompts."""
@@ -39,24 +39,28 @@ TOKENS_AT_ONCE = 16_384
 EFFECTS_AT_ONCE = 256
 
 Activations = Float[Tensor, "token d_model"]
-Features = Float[Tensor, "token d_sae"]
+Features = Float[Tensor, "token feature"]
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One prompt's activations, which tokens count, and their features (zero for those that do not)."""
+    """One prompt's activations, which tokens count, and their features (zero for those that do not).
+
+    `reported` are the features asked for, `features` all of the SAE's; None where nothing needs them.
+    """
 
     tokens: PromptTokens
     activations: Activations
     counted: Bool[Tensor, " token"]
-    features: Features
+    reported: Features
+    features: Features | None
 
 
 def run(spec: FeaturesSpec, context: MethodContext) -> FeaturesResult:
     """The features of every prompt; activations are in the SAE's own units, positions count from 0."""
     assert context.sae is not None, "the worker loads the SAE that the specification names"
     sae, facts = context.sae.sae, context.sae.facts
-    prompts = [_report(encoded, spec, sae) for encoded in _encode(context, context.sae)]
+    prompts = [_report(encoded, spec, sae) for encoded in _encode(spec, context, context.sae)]
     shown = sorted({feature.index for prompt in prompts for feature in prompt.top})
     return FeaturesResult(
         sae=spec.sae,
@@ -71,7 +75,7 @@ def run(spec: FeaturesSpec, context: MethodContext) -> FeaturesResult:
     )
 
 
-def _encode(context: MethodContext, in_use: SaeInUse) -> Iterator[Encoded]:
+def _encode(spec: FeaturesSpec, context: MethodContext, in_use: SaeInUse) -> Iterator[Encoded]:
     sae = in_use.sae
     capture = Capture(Site(in_use.facts.site, in_use.facts.layer))
     for prompts in _together(context.inputs.prompts):
@@ -79,8 +83,19 @@ def _encode(context: MethodContext, in_use: SaeInUse) -> Iterator[Encoded]:
         for prompt, outcome in zip(prompts, outcomes, strict=True):
             activations = outcome.captures[capture].to(sae.W_enc)
             counted = sae.within_norm(activations)
-            features = sae.encode(activations) * counted[:, None]
-            yield Encoded(prompt, activations, counted, features)
+            features = sae.encode(activations) * counted[:, None] if spec.reconstructs() else None
+            yield Encoded(prompt, activations, counted, _reported(spec, sae, activations, counted, features), features)
+
+
+def _reported(
+    spec: FeaturesSpec, sae: Sae, activations: Activations, counted: Bool[Tensor, " token"], features: Features | None
+) -> Features:
+    """The features asked for, taken from all of them where these are known anyway."""
+    if features is not None:
+        return features if spec.features is None else features[:, list(spec.features)]
+    if spec.features is None:
+        return sae.encode(activations) * counted[:, None]
+    return sae.encode_columns(activations, spec.features) * counted[:, None]
 
 
 def _together(prompts: Sequence[PromptTokens]) -> Iterator[list[PromptTokens]]:
@@ -95,12 +110,13 @@ def _together(prompts: Sequence[PromptTokens]) -> Iterator[list[PromptTokens]]:
 
 def _report(encoded: Encoded, spec: FeaturesSpec, sae: Sae) -> PromptFeatures:
     chosen = torch.tensor(spec.features if spec.features is not None else range(sae.d_sae))
-    columns = encoded.features if spec.features is None else encoded.features[:, chosen]
+    columns = encoded.reported
     return PromptFeatures(
         tokens=encoded.tokens,
-        per_token=tuple(_per_token(encoded, columns, chosen, spec.top_k)),
+        over_norm=tuple((~encoded.counted).nonzero().flatten().tolist()),
+        per_token=tuple(_per_token(encoded, columns, chosen, spec.top_k)) if spec.per_token else (),
         top=tuple(_over_prompt(columns, chosen, spec.top_k)),
-        reconstruction=_reconstruction(encoded, sae),
+        reconstruction=None if encoded.features is None else _reconstruction(encoded, encoded.features, sae),
         activations=None if spec.features is None else InlineTensor.of(columns.cpu(), ("position", "feature")),
     )
 
@@ -131,13 +147,13 @@ def _over_prompt(columns: Features, chosen: Tensor, top_k: int) -> Iterator[Prom
             )
 
 
-def _reconstruction(encoded: Encoded, sae: Sae) -> Reconstruction:
+def _reconstruction(encoded: Encoded, every: Features, sae: Sae) -> Reconstruction:
     """MSE per dimension; explained variance 1 − Σ|x − x̂|² / Σ|x − reference|²."""
     reference = "prompt_mean" if sae.mean_activation is None else "sae_mean"
     x = encoded.activations[encoded.counted].double()
     if not len(x):
         return Reconstruction(tokens=0, mse=None, explained_variance=None, reference=reference, mean_l0=None)
-    features = encoded.features[encoded.counted]
+    features = every[encoded.counted]
     error = (x - sae.decode(features).double()).square().sum()
     mean = x.mean(dim=0) if sae.mean_activation is None else sae.mean_activation.double()
     variance = (x - mean).square().sum()

@@ -7,6 +7,7 @@ from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
 from services.contracts.edge_attribution_patching import EdgeAttributionPatching
+from services.contracts.feature_attribution import FeatureAttribution
 from services.contracts.features import FeaturesSpec
 from services.contracts.gradient_x_input import GradientXInput
 from services.contracts.integrated_gradients import IntegratedGradients
@@ -15,6 +16,7 @@ from services.contracts.job import JobResult, JobSpec
 from services.contracts.logit_lens import LogitLensSpec
 from services.contracts.patching import ActivationPatching, PatchingSpec
 from services.contracts.path_patching import PathPatching
+from services.contracts.sae_evaluation import SaeEvaluationSpec
 from services.methods import (
     ablation,
     activation_patching,
@@ -23,12 +25,14 @@ from services.methods import (
     attribution_patching,
     direct_logit_attribution,
     edge_attribution_patching,
+    feature_attribution,
     features,
     gradient_x_input,
     integrated_gradients,
     intervention,
     logit_lens,
     path_patching,
+    sae_evaluation,
 )
 from services.methods.context import MethodContext
 
@@ -52,6 +56,8 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
             return logit_lens.run(spec, context)
         case AttentionSpec():
             return attention.run(spec, context)
+        case SaeEvaluationSpec():
+            return sae_evaluation.run(spec, context)
 
 
 def _run_attribution(spec: AttributionSpec, context: MethodContext) -> AttributionResult:
@@ -66,6 +72,8 @@ def _run_attribution(spec: AttributionSpec, context: MethodContext) -> Attributi
             return attribution_patching.run(method, spec, context)
         case EdgeAttributionPatching() as method:
             return edge_attribution_patching.run(method, spec, context)
+        case FeatureAttribution() as method:
+            return feature_attribution.run(method, spec, context)
 
 
 def _run_patching(spec: PatchingSpec, context: MethodContext) -> JobResult:

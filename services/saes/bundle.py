@@ -1,7 +1,6 @@
 """An SAE's folder on disk, in SAELens' format: loading without SAELens, and saving so that SAELens loads it exactly."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from services.saes.activation import Activation, Gated, JumpRelu, Relu, TopK
 from services.saes.config import (
     CONFIG_FILE,
     EXTRAS_FILE,
@@ -19,18 +19,23 @@ from services.saes.config import (
     sha256_of,
 )
 from services.saes.errors import InvalidBundle, SaeMismatch
-from services.saes.sae import Activation, Relu, Sae, TopK
+from services.saes.sae import Sae
 
 SAELENS_FORMAT = "6.54.12"
 
 
-def _topk(config: SaeConfig) -> Activation:
-    assert config.k is not None
-    return TopK(config.k)
-
-
-ACTIVATIONS: dict[str, Callable[[SaeConfig], Activation]] = {"topk": _topk, "standard": lambda config: Relu()}
-"""A new architecture joins here and in `SaeConfig`: its name, and the shapes of its own tensors if it has any."""
+def _activation(config: SaeConfig, weights: dict[str, Tensor]) -> Activation:
+    """The activation function with its own tensors; a new architecture joins here and in `SaeConfig`."""
+    match config.architecture:
+        case "topk":
+            assert config.k is not None
+            return TopK(config.k)
+        case "standard":
+            return Relu()
+        case "jumprelu":
+            return JumpRelu(weights["threshold"])
+        case "gated":
+            return Gated(b_gate=weights["b_gate"], r_mag=weights["r_mag"], b_mag=weights["b_mag"])
 
 
 def load_sae(
@@ -39,9 +44,12 @@ def load_sae(
     dtype: torch.dtype = torch.float32,
     *,
     expected_sha256: str | None = None,
+    expected_extras_sha256: str | None = None,
     d_model: int | None = None,
 ) -> Sae:
-    """Loads an SAE; `expected_sha256` is that of its weights file, `d_model` the width of the model it is meant for.
+    """Loads an SAE for a model of width `d_model`.
+
+    `expected_sha256` is that of its weights file, `expected_extras_sha256` that of its mean activation's.
 
     Raises InvalidBundle for files that are missing, damaged, tampered with or unsupported, SaeMismatch when the widths
     differ.
@@ -51,15 +59,18 @@ def load_sae(
         raise SaeMismatch(f"SAE {folder.name} reads {config.d_in} dimensions, the model has {d_model}")
     path = folder / WEIGHTS_FILE
     check_header(path, config.shapes())
-    sha256 = sha256_of(path)
-    if expected_sha256 is not None and sha256 != expected_sha256:
-        raise InvalidBundle(f"{folder.name}/{WEIGHTS_FILE} has sha256 {sha256}, expected {expected_sha256}")
+    sha256 = _pinned(path, expected_sha256)
+    if expected_extras_sha256 is not None:
+        _pinned(folder / EXTRAS_FILE, expected_extras_sha256)
     weights = _finite(path, device, dtype)
-    if config.rescale_acts_by_decoder_norm:
+    if config.rescale_acts_by_decoder_norm and config.architecture == "topk":
         _fold_decoder_norms(weights)
     return Sae(
-        **weights,
-        activation=ACTIVATIONS[config.architecture](config),
+        W_enc=weights["W_enc"],
+        b_enc=weights["b_gate" if config.architecture == "gated" else "b_enc"],
+        W_dec=weights["W_dec"],
+        b_dec=weights["b_dec"],
+        activation=_activation(config, weights),
         apply_b_dec_to_input=config.apply_b_dec_to_input,
         hook_name=config.metadata.hook_name,
         model_id=config.metadata.lensd.model_id,
@@ -68,6 +79,17 @@ def load_sae(
         mean_activation=_mean_activation(folder, config, device, dtype),
         sha256=sha256,
     )
+
+
+def _pinned(path: Path, expected: str | None) -> str:
+    """The file's sha256; raises InvalidBundle when another one was expected, or the file is gone."""
+    try:
+        sha256 = sha256_of(path)
+    except OSError as error:
+        raise InvalidBundle(f"{path.parent.name}/{path.name} cannot be read") from error
+    if expected is not None and sha256 != expected:
+        raise InvalidBundle(f"{path.parent.name}/{path.name} has sha256 {sha256}, expected {expected}")
+    return sha256
 
 
 def _finite(path: Path, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -83,7 +105,7 @@ def _finite(path: Path, device: torch.device | str, dtype: torch.dtype) -> dict[
 
 def _fold_decoder_norms(weights: dict[str, Tensor]) -> None:
     """Makes decoder rows unit vectors; the same SAE as one that scales its activations by their norms."""
-    norms = weights["W_dec"].norm(dim=-1)
+    norms = weights["W_dec"].norm(dim=-1).clamp(min=1e-8)
     weights["W_enc"] = weights["W_enc"] * norms
     weights["b_enc"] = weights["b_enc"] * norms
     weights["W_dec"] = weights["W_dec"] / norms[:, None]
@@ -103,7 +125,7 @@ def save_sae(sae: Sae, folder: Path, *, model_name: str, context: int, dtype: to
     `model_name` is the model's Hugging Face name, `context` the length of the rows it was trained on; both for SAELens.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: getattr(sae, name).to(dtype).contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    weights = {name: tensor.to(dtype).contiguous() for name, tensor in _tensors(sae).items()}
     _save(weights, folder / WEIGHTS_FILE)
     if sae.mean_activation is not None:
         _save({"mean_activation": sae.mean_activation.float()}, folder / EXTRAS_FILE)
@@ -130,6 +152,18 @@ def save_sae(sae: Sae, folder: Path, *, model_name: str, context: int, dtype: to
         "metadata": metadata,
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _tensors(sae: Sae) -> dict[str, Tensor]:
+    """By SAELens' names. A gated SAE has no b_enc: its gate's bias stands in for it in memory."""
+    tensors = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+    match sae.activation:
+        case Gated(b_gate=b_gate, r_mag=r_mag, b_mag=b_mag):
+            return tensors | {"b_gate": b_gate, "r_mag": r_mag, "b_mag": b_mag}
+        case JumpRelu(threshold=threshold):
+            return tensors | {"b_enc": sae.b_enc, "threshold": threshold}
+        case _:
+            return tensors | {"b_enc": sae.b_enc}
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -47,7 +47,7 @@ class SaeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    architecture: Literal["topk", "standard"]
+    architecture: Literal["topk", "standard", "jumprelu", "gated"]
     d_in: int = Field(gt=0, le=1 << 17)
     d_sae: int = Field(gt=0, le=1 << 22)
     k: int | None = Field(default=None, gt=0)
@@ -59,11 +59,12 @@ class SaeConfig(BaseModel):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The tensors the weights file must hold."""
+        per_feature = {"jumprelu": ("b_enc", "threshold"), "gated": ("b_gate", "r_mag", "b_mag")}
         return {
             "W_enc": (self.d_in, self.d_sae),
-            "b_enc": (self.d_sae,),
             "W_dec": (self.d_sae, self.d_in),
             "b_dec": (self.d_in,),
+            **dict.fromkeys(per_feature.get(self.architecture, ("b_enc",)), (self.d_sae,)),
         }
 
 

@@ -7,7 +7,7 @@ class InvalidBundle(LensdError):
     """The SAE's files are missing, damaged, not the expected ones, or of a kind lensd cannot read."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(ErrorCode.MODEL_UNAVAILABLE, message)
+        super().__init__(ErrorCode.SAE_UNAVAILABLE, message)
 
 
 class SaeMismatch(LensdError):

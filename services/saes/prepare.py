@@ -7,14 +7,15 @@ from pathlib import Path
 
 import torch
 
-from services.catalogue.catalogue import FACTS, sae_folder
+from services.catalogue.catalogue import FACTS, model_folder, sae_folder
 from services.catalogue.operator import CatalogueError, SaeEntry, resolve_inside
 from services.catalogue.store import preparing
 from services.contracts.errors import LensdError
+from services.contracts.model import ModelFacts
 from services.contracts.sae import SaeFacts
 from services.contracts.site import SiteName
 from services.saes.bundle import load_sae
-from services.saes.config import CONFIG_FILE, EXTRAS_FILE, WEIGHTS_FILE
+from services.saes.config import CONFIG_FILE, EXTRAS_FILE, WEIGHTS_FILE, sha256_of
 from services.saes.sae import Sae
 
 CARD_FILE = "card.json"
@@ -26,7 +27,7 @@ def prepare_sae(entry: SaeEntry, root: Path, home: Path) -> SaeFacts:
     """Put the SAE that `entry` describes into the store under `home`, and return its facts.
 
     Raises:
-        CatalogueError: the folder is missing, leaves its root, or is not an SAE that lensd reads.
+        CatalogueError: the folder is missing or leaves its root; lensd cannot read the SAE; it does not fit its model.
     """
     source = resolve_inside(root, entry.path)
     with preparing(sae_folder(home, entry.id), entry) as partial:
@@ -34,10 +35,17 @@ def prepare_sae(entry: SaeEntry, root: Path, home: Path) -> SaeFacts:
             if (source / name).is_file():
                 shutil.copyfile(source / name, partial / name)
         try:
-            sae = load_sae(partial, torch.device("cpu"), torch.float32, expected_sha256=entry.sha256)
+            sae = load_sae(
+                partial,
+                torch.device("cpu"),
+                torch.float32,
+                expected_sha256=entry.sha256,
+                expected_extras_sha256=entry.extras_sha256,
+            )
         except LensdError as error:
             raise CatalogueError(f"{entry.id}: {error.message}") from error
         facts = _facts(entry, sae, partial)
+        _refuse_misfit(facts, sae.model_id, home)
         (partial / FACTS).write_text(facts.model_dump_json(indent=2), encoding="utf-8")
     return facts
 
@@ -58,10 +66,28 @@ def _facts(entry: SaeEntry, sae: Sae, folder: Path) -> SaeFacts:
             "bos": sae.prepend_bos,
             "norm_threshold": sae.norm_threshold,
             "sha256": sae.sha256,
+            "extras_sha256": sha256_of(extras) if (extras := folder / EXTRAS_FILE).is_file() else None,
             "license": entry.license,
             "card": json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {},
         }
     )
+
+
+def _refuse_misfit(facts: SaeFacts, trained_on: str | None, home: Path) -> None:
+    """Raises CatalogueError for another model's SAE, another width, or a hook that the model does not have."""
+    if trained_on is not None and trained_on != facts.model:
+        raise CatalogueError(f"{facts.id} was trained on {trained_on}, the catalogue gives it to {facts.model}")
+    path = model_folder(home, facts.model) / FACTS
+    if not path.is_file():
+        return
+    model = ModelFacts.model_validate_json(path.read_bytes())
+    if facts.layer >= model.layers:
+        raise CatalogueError(f"{facts.id} reads layer {facts.layer}: {model.id} has layers 0..{model.layers - 1}")
+    if facts.d_model != model.d_model:
+        raise CatalogueError(f"{facts.id} reads {facts.d_model} dimensions: {model.id} has {model.d_model}")
+    for site in model.sites:
+        if site.name == facts.site and not site.readable:
+            raise CatalogueError(f"{facts.id} reads {facts.site}, which {model.id} does not have: {site.reason}")
 
 
 def _site(entry: SaeEntry, hook_name: str) -> tuple[SiteName, int]:

@@ -4,71 +4,22 @@
     features = activation(pre)                  TopK: the k largest, then ReLU; standard: ReLU
     x̂        = features W_dec + b_dec
 
-As in SAELens, whose `encode` and `decode` these reproduce. Tensors are [token, …]: callers flatten rows and positions.
+As in SAELens, whose `encode` and `decode` these reproduce; both are differentiable. Tensors are [token, …]: callers
+flatten rows and positions.
 Tokens whose norm exceeds `norm_threshold` are not what the SAE was trained on; `within_norm` says which to leave alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from services.saes.activation import Activation, Gated, JumpRelu, Relu, TopK
 
-class Activation(Protocol):
-    """What turns pre-activations into features; one per architecture."""
-
-    @property
-    def architecture(self) -> str:
-        """SAELens' name of the architecture."""
-        ...
-
-    def features(self, pre: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
-        """Every feature's activation, mostly zeros."""
-        ...
-
-    def top(
-        self, pre: Float[Tensor, "token d_sae"], count: int
-    ) -> tuple[Float[Tensor, "token count"], Int[Tensor, "token count"]]:
-        """The `count` largest activations of each token, descending, and their indices; zeros do not fire."""
-        ...
-
-
-@dataclass(frozen=True)
-class TopK:
-    """Keeps the k largest pre-activations of a token, then ReLU (Gao et al. 2024, arXiv:2406.04093)."""
-
-    k: int
-    architecture: str = "topk"
-
-    def features(self, pre: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
-        values, indices = pre.topk(self.k, dim=-1, sorted=False)
-        return torch.zeros_like(pre).scatter_(-1, indices, values.relu())
-
-    def top(
-        self, pre: Float[Tensor, "token d_sae"], count: int
-    ) -> tuple[Float[Tensor, "token count"], Int[Tensor, "token count"]]:
-        values, indices = pre.topk(count, dim=-1)
-        values = values.relu()
-        values[:, self.k :] = 0.0
-        return values, indices
-
-
-@dataclass(frozen=True)
-class Relu:
-    """The standard SAE's activation."""
-
-    architecture: str = "standard"
-
-    def features(self, pre: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
-        return pre.relu()
-
-    def top(
-        self, pre: Float[Tensor, "token d_sae"], count: int
-    ) -> tuple[Float[Tensor, "token count"], Int[Tensor, "token count"]]:
-        values, indices = pre.topk(count, dim=-1)
-        return values.relu(), indices
+__all__ = ["Gated", "JumpRelu", "Relu", "Sae", "TopK"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +73,24 @@ class Sae:
         self, x: Float[Tensor, "token d_model"], count: int
     ) -> tuple[Float[Tensor, "token count"], Int[Tensor, "token count"]]:
         """(values, indices) of the `count` largest features per token, descending. A value of zero does not fire."""
-        return self.activation.top(self._pre_activations(x), min(count, self.d_sae))
+        pre, count = self._pre_activations(x), min(count, self.d_sae)
+        if isinstance(self.activation, TopK):
+            return self.activation.top(pre, count)
+        values, indices = self.activation.features(pre).topk(count, dim=-1)
+        return values, indices
+
+    def encode_columns(
+        self, x: Float[Tensor, "token d_model"], indices: Int[Tensor, " feature"] | Sequence[int]
+    ) -> Float[Tensor, "token feature"]:
+        """The activations of these features alone, as `encode` gives them.
+
+        Only their columns of W_enc are multiplied; TopK, whose features depend on each other, needs all of them but
+        neither sorts nor writes down the rest.
+        """
+        chosen = torch.as_tensor(indices, dtype=torch.long, device=self.W_enc.device)
+        if isinstance(self.activation, TopK):
+            return self.activation.columns(self._pre_activations(x), chosen)
+        return self.activation.at(chosen).features(self._input(x) @ self.W_enc[:, chosen] + self.b_enc[chosen])
 
     def decode(self, features: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_model"]:
         """The reconstruction x̂."""
@@ -139,10 +107,11 @@ class Sae:
         """The same SAE elsewhere or in another precision."""
         weights = {name: getattr(self, name).to(device, dtype) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
         mean = None if self.mean_activation is None else self.mean_activation.to(device, dtype)
-        return replace(self, mean_activation=mean, **weights)
+        return replace(self, activation=self.activation.to(device, dtype), mean_activation=mean, **weights)
 
     def _pre_activations(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_sae"]:
+        return self._input(x) @ self.W_enc + self.b_enc
+
+    def _input(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
         x = x.to(self.W_enc.dtype)
-        if self.apply_b_dec_to_input:
-            x = x - self.b_dec
-        return x @ self.W_enc + self.b_enc
+        return x - self.b_dec if self.apply_b_dec_to_input else x

@@ -5,12 +5,17 @@ import hashlib
 import hmac
 import re
 import secrets
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from services.contracts.base import Contract
+from pydantic import Field
+
+from services.contracts.base import CatalogueId, Contract
 from services.contracts.errors import ErrorCode, Refused
+from services.tenants.limits import DEFAULTS, KeyLimits, RateStanding, TenantLimits
 
 _KEY = re.compile(r"lensd_([a-z2-7]{12})_([A-Za-z0-9_-]{43})")
 _MIN_DISTINCT_CHARACTERS = 16
@@ -22,22 +27,77 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
+Owner = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}$", examples=["evaluations"])]
+KeyName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+class RetiringSecret(Contract):
+    """The secret before the last rotation, good for a while longer."""
+
+    secret_sha256: str
+    until: datetime
+
+
 class ApiKey(Contract):
     """What is kept of a key. `owner` is the tenant: everything a key makes belongs to it."""
 
     id: str
     owner: str
     secret_sha256: str
+    retiring: RetiringSecret | None = None
     scopes: tuple[Scope, ...]
+    models: tuple[CatalogueId, ...] | None = None
+    """The models it may use, each with its SAEs; None: all."""
+    limits: KeyLimits = KeyLimits()
     name: str
     created_at: datetime
     expires_at: datetime | None = None
 
+    def opens_with(self, secret_sha256: str, now: datetime) -> bool:
+        """Whether the key is good at `now` with the secret that has this digest."""
+        matches = hmac.compare_digest(secret_sha256, self.secret_sha256)
+        if self.retiring is not None and hmac.compare_digest(secret_sha256, self.retiring.secret_sha256):
+            matches = matches or now < self.retiring.until
+        return matches and self.lives(now)
+
+    def lives(self, now: datetime) -> bool:
+        return self.expires_at is None or now < self.expires_at
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A key that opened, and how it stands with its rate after this request."""
+
+    key: ApiKey
+    standing: RateStanding
+
+
+class Revocation(StrEnum):
+    """What came of revoking a key."""
+
+    DONE = "done"
+    UNKNOWN = "unknown"
+    LAST_ADMIN = "last_admin"
+
 
 class KeyStore(Protocol):
+    """Keys by id. Every request asks the store anew: a key that is gone opens nothing, in no gateway process."""
+
     def get(self, key_id: str) -> ApiKey | None: ...
 
+    def use(self, key_id: str, secret_sha256: str, defaults: TenantLimits) -> Admitted | None:
+        """Take one request from the allowance of the key, and note about once a minute that it was used.
+
+        One round trip, whatever there are of keys. None, and nothing taken, if no live key has this id and secret.
+        """
+
+    def last_used(self) -> Mapping[str, datetime]:
+        """Key id → when it was last used, to the minute."""
+
     def put(self, key: ApiKey) -> None: ...
+
+    def replace(self, old: ApiKey, new: ApiKey) -> bool:
+        """Store `new` in the place of `old`, if that is what is stored; whether it was."""
 
     def put_first(self, key: ApiKey) -> bool:
         """Store the key only if there is none at all yet; whether it was stored."""
@@ -46,12 +106,23 @@ class KeyStore(Protocol):
 
     def delete(self, key_id: str) -> bool: ...
 
+    def revoke(self, key_id: str) -> Revocation:
+        """Delete a key, unless it is the last one that lives and has the scope `admin`."""
+
 
 def new_key(owner: str, name: str, scopes: tuple[Scope, ...]) -> tuple[str, ApiKey]:
     """A fresh key: the plaintext, shown once, and what to keep."""
     key_id = base64.b32encode(secrets.token_bytes(8)).decode().lower()[:12]
-    plaintext = f"lensd_{key_id}_{secrets.token_urlsafe(32)}"
+    plaintext = _plaintext(key_id)
     return plaintext, _record(plaintext, owner, name, scopes)
+
+
+def rotated(key: ApiKey, overlap: timedelta) -> tuple[str, ApiKey]:
+    """The key with a fresh secret; the present one stays good for `overlap`, the one before it does not."""
+    plaintext = _plaintext(key.id)
+    retiring = RetiringSecret(secret_sha256=key.secret_sha256, until=datetime.now(UTC) + overlap) if overlap else None
+    secret_sha256 = _digest(plaintext.split("_", 2)[2])
+    return plaintext, key.model_copy(update={"secret_sha256": secret_sha256, "retiring": retiring})
 
 
 def parse_strong_key(plaintext: str) -> None:
@@ -86,18 +157,21 @@ def ensure_first_key(store: KeyStore, bootstrap: str | None) -> str | None:
     return plaintext if store.put_first(record) else None
 
 
-def authenticate(store: KeyStore, plaintext: str) -> ApiKey:
-    """The key's record; raises Refused(UNAUTHENTICATED) alike for a wrong form, id, secret or an expired key."""
-    refusal = Refused(ErrorCode.UNAUTHENTICATED, "this API key is not valid: send `Authorization: Bearer lensd_…`")
+def authenticate(store: KeyStore, plaintext: str, defaults: TenantLimits = DEFAULTS) -> Admitted:
+    """The key that `plaintext` opens, and its standing, which may be that it has to wait.
+
+    Raises Refused(UNAUTHENTICATED) alike for a wrong form, id or secret and an expired key.
+    """
     match = _KEY.fullmatch(plaintext)
-    if match is None:
-        raise refusal
-    key = store.get(match[1])
-    expected = key.secret_sha256 if key else "0" * 64
-    matches = hmac.compare_digest(_digest(match[2]), expected)
-    if key is None or not matches or (key.expires_at is not None and key.expires_at <= datetime.now(UTC)):
-        raise refusal
-    return key
+    digest = _digest(match[2]) if match else ""
+    admitted = store.use(match[1], digest, defaults) if match else None
+    if admitted is None or not admitted.key.opens_with(digest, datetime.now(UTC)):
+        raise Refused(ErrorCode.UNAUTHENTICATED, "this API key is not valid: send `Authorization: Bearer lensd_…`")
+    return admitted
+
+
+def _plaintext(key_id: str) -> str:
+    return f"lensd_{key_id}_{secrets.token_urlsafe(32)}"
 
 
 def _digest(secret: str) -> str:

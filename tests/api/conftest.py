@@ -18,8 +18,9 @@ from services.contracts.job import JobError, JobProgress
 from services.jobs.memory import MemoryBlobs, MemoryDoorbell, MemoryEvents, MemoryJobStore, MemoryWorkers
 from services.jobs.policy import JobPolicy
 from services.jobs.record import Claim, Failed, Size, StoredResult, Succeeded
+from services.labels.memory import MemoryLabelStore
 from services.tenants.keys import Scope, new_key
-from services.tenants.memory import MemoryKeyStore
+from services.tenants.memory import MemoryAuditLog, MemoryKeyStore
 from tests.api.catalogue import write_catalogue
 
 POOL = "default"
@@ -93,6 +94,8 @@ def stand(tiny_catalogue: Catalogue) -> Stand:
         blobs=blobs,
         workers=workers,
         keys=keys,
+        labels=MemoryLabelStore(),
+        audit=MemoryAuditLog(),
         catalogue=tiny_catalogue,
         limits=Limits(tokens=10_000),
         pool=POOL,

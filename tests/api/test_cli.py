@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from api.cli import main, make_parser, run_keys, store_url
+from api.cli import main, make_parser
+from api.keys_cli import run_keys, store_url
 from api.openapi import render
 from api.settings import GatewaySettings
+from services.contracts.errors import Refused
+from services.tenants.administration import KeyAdministration
 from services.tenants.keys import Scope, authenticate, parse_strong_key
-from services.tenants.memory import MemoryKeyStore
+from services.tenants.limits import KeyLimits
+from services.tenants.memory import MemoryAuditLog, MemoryKeyStore
 
 
 def parsed(*arguments: str) -> argparse.Namespace:
@@ -17,27 +21,27 @@ def parsed(*arguments: str) -> argparse.Namespace:
 
 
 @pytest.fixture
-def keys() -> MemoryKeyStore:
-    return MemoryKeyStore()
+def keys() -> KeyAdministration:
+    return KeyAdministration(MemoryKeyStore(), MemoryAuditLog())
 
 
-def test_a_new_key_is_shown_once_and_works(keys: MemoryKeyStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_key_is_shown_once_and_works(keys: KeyAdministration, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_keys(parsed("new", "--name", "ci", "--owner", "evals", "--scope", "read", "--days", "7"), keys) == 0
     plaintext = capsys.readouterr().out.strip()
-    key = authenticate(keys, plaintext)
+    key = authenticate(keys.keys, plaintext).key
     assert (key.owner, key.name, key.scopes) == ("evals", "ci", (Scope.READ,))
     assert key.expires_at is not None
     assert (key.expires_at - key.created_at).days in (6, 7)
 
 
 def test_a_key_may_make_and_read_jobs_unless_told_otherwise(
-    keys: MemoryKeyStore, capsys: pytest.CaptureFixture[str]
+    keys: KeyAdministration, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_keys(parsed("new"), keys)
-    assert authenticate(keys, capsys.readouterr().out.strip()).scopes == (Scope.JOBS, Scope.READ)
+    assert authenticate(keys.keys, capsys.readouterr().out.strip()).key.scopes == (Scope.JOBS, Scope.READ)
 
 
-def test_the_list_shows_keys_without_their_secrets(keys: MemoryKeyStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_shows_keys_without_their_secrets(keys: KeyAdministration, capsys: pytest.CaptureFixture[str]) -> None:
     run_keys(parsed("new", "--name", "ci"), keys)
     _, key_id, secret = capsys.readouterr().out.strip().split("_", 2)
     assert run_keys(parsed("list"), keys) == 0
@@ -48,14 +52,64 @@ def test_the_list_shows_keys_without_their_secrets(keys: MemoryKeyStore, capsys:
 
 
 def test_a_revoked_key_is_refused_and_revoking_it_again_says_so(
-    keys: MemoryKeyStore, capsys: pytest.CaptureFixture[str]
+    keys: KeyAdministration, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_keys(parsed("new"), keys)
     key_id = capsys.readouterr().out.split("_")[1]
     assert run_keys(parsed("revoke", key_id), keys) == 0
-    assert keys.get(key_id) is None
+    assert keys.keys.get(key_id) is None
     assert run_keys(parsed("revoke", key_id), keys) == 1
     assert "there is no key" in capsys.readouterr().err
+
+
+def test_a_key_is_made_for_some_models_and_with_limits_of_its_own(
+    keys: KeyAdministration, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--model", "tiny", "--model", "small", "--requests-per-second", "0.5", "--jobs", "3")
+    assert run_keys(parsed("new", *arguments), keys) == 0
+    key = authenticate(keys.keys, capsys.readouterr().out.strip()).key
+    assert key.models == ("tiny", "small")
+    assert key.limits == KeyLimits(requests_per_second=0.5, jobs=3)
+    assert run_keys(parsed("list"), keys) == 0
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("tiny,small", "requests_per_second=0.5", "jobs=3", "used "))
+
+
+def test_a_key_is_rotated_and_its_old_secret_stays_good_only_if_asked(
+    keys: KeyAdministration, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_keys(parsed("new", "--owner", "evals"), keys)
+    first = capsys.readouterr().out.strip()
+    key_id = first.split("_")[1]
+    assert run_keys(parsed("rotate", key_id, "--overlap-hours", "1"), keys) == 0
+    second = capsys.readouterr().out.strip()
+    assert {authenticate(keys.keys, plaintext).key.owner for plaintext in (first, second)} == {"evals"}
+    assert run_keys(parsed("rotate", key_id), keys) == 0
+    third = capsys.readouterr().out.strip()
+    assert authenticate(keys.keys, third).key.id == key_id
+    for plaintext in (first, second):
+        with pytest.raises(Refused):
+            authenticate(keys.keys, plaintext)
+
+
+def test_the_last_admin_key_is_revoked_only_on_purpose(
+    keys: KeyAdministration, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_keys(parsed("new", "--scope", "admin"), keys)
+    key_id = capsys.readouterr().out.split("_")[1]
+    assert run_keys(parsed("revoke", key_id), keys) == 1
+    assert "last key with the scope admin" in capsys.readouterr().err
+    assert run_keys(parsed("revoke", key_id, "--even-the-last"), keys) == 0
+
+
+def test_what_the_shell_does_to_keys_is_on_record(keys: KeyAdministration, capsys: pytest.CaptureFixture[str]) -> None:
+    run_keys(parsed("new"), keys)
+    key_id = capsys.readouterr().out.split("_")[1]
+    run_keys(parsed("rotate", key_id), keys)
+    run_keys(parsed("revoke", key_id), keys)
+    entries = keys.audit.page(None, 10).entries
+    assert [entry.action for entry in entries] == ["key_revoked", "key_rotated", "key_created"]
+    assert {(entry.actor, entry.target) for entry in entries} == {("shell", key_id)}
 
 
 def test_a_bootstrap_key_can_be_made_without_a_store(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +118,17 @@ def test_a_bootstrap_key_can_be_made_without_a_store(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    "arguments", [["new", "--days", "0"], ["new", "--scope", "root"], ["new", "--days", "nan"], []]
+    "arguments",
+    [
+        [],
+        ["new", "--days", "0"],
+        ["new", "--days", "nan"],
+        ["new", "--scope", "root"],
+        ["new", "--owner", "a:b"],
+        ["new", "--name", "a\nb"],
+        ["new", "--queue-share", "1.5"],
+        ["rotate", "abcdefghij23", "--overlap-hours", "-1"],
+    ],
 )
 def test_wrong_arguments_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit):

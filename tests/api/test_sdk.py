@@ -1,5 +1,6 @@
 """A client generated from openapi.yaml makes every kind of job and understands every kind of result."""
 
+import json
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -8,6 +9,7 @@ import httpx
 import pytest
 
 from services.jobs.record import StoredResult
+from tests.api.catalogue import SAE
 from tests.api.conftest import Stand
 from tests.api.specs import (
     ABLATION,
@@ -85,3 +87,19 @@ async def test_the_generated_client_lists_jobs_models_and_saes(client: Any) -> N
     models = await part("api.models.list_models").asyncio(client=client)
     saes = await part("api.saes.list_saes").asyncio(client=client)
     assert {sae.model for sae in saes.saes} <= {model.id for model in models.models}
+
+
+async def test_the_generated_client_sets_imports_and_exports_labels(sdk: ModuleType, client: Any) -> None:
+    routes, models = "api.features", part("models")
+    asked = models.LabelRequest.from_dict({"text": "names", "author": "ada"})
+    label = await part(f"{routes}.set_feature_label").asyncio(SAE, 3, client=client, body=asked)
+    assert (type(label).__name__, label.text, label.shared) == ("FeatureLabel", "names", False)
+    # Bytes rather than an open file: httpx sends no files asynchronously.
+    lines = part("types").File(payload=b'{"index": 4, "text": "places"}\n')
+    done = await part(f"{routes}.import_labels").asyncio(SAE, client=client, body=lines)
+    assert (done.stored, done.shared) == (1, 0)
+    exported = await part(f"{routes}.export_labels").asyncio(SAE, client=client)
+    kept = [models.LabelLine.from_dict(json.loads(line)) for line in exported.payload.read().splitlines()]
+    assert [(line.index, line.text) for line in kept] == [(3, "names"), (4, "places")]
+    gone = await part(f"{routes}.delete_feature_label").asyncio_detailed(SAE, 3, client=client)
+    assert gone.status_code == 204

@@ -1,5 +1,7 @@
 """A client generated from openapi.yaml makes every job of the README and the page of jobs on the real stack."""
 
+import io
+import json
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -31,3 +33,16 @@ def test_the_generated_client_makes_the_job_and_reads_its_result(
     assert (job.kind, job.status.value) == (spec["kind"], "succeeded")
     assert type(job.result).__name__ == f"{kind}Result"
     assert job.result.provenance.model == "smollm2-135m"
+
+
+def test_the_generated_client_imports_and_exports_a_file_of_labels(sdk: ModuleType, stack: RunningStack) -> None:
+    client = sdk.AuthenticatedClient(base_url=stack.base_url, token=stack.api_key, raise_on_unexpected_status=True)
+    sae_id = "smollm2-135m-l15-resid-post"
+    lines = [{"index": index, "text": f"label {index}"} for index in (7, 4_095)]
+    file = io.BytesIO(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+    with client:
+        done = part("api.features.import_labels").sync(sae_id, client=client, body=part("types").File(payload=file))
+        exported = part("api.features.export_labels").sync(sae_id, client=client).payload.read()
+    assert done.stored == len(lines)
+    kept = {line["index"]: line["text"] for line in map(json.loads, exported.splitlines())}
+    assert kept == {line["index"]: line["text"] for line in lines}

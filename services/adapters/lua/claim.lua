@@ -5,14 +5,26 @@
 
 local _, pool, worker = unpack(ARGV)
 
+local function may_start(owner, id)
+  local bound = fields(id, 'max_running')
+  return not bound or redis.call('SCARD', 'lensd:running:' .. owner) < tonumber(bound)
+end
+
+-- Takes the next job of the owner whose turn it is; those that run as many as they may are passed over.
 local function next_in_line(group)
-  local owner = redis.call('LPOP', 'lensd:turns:' .. group)
-  if not owner then return nil end
-  local line = 'lensd:line:' .. group .. ':' .. owner
-  local id = redis.call('ZPOPMIN', line)[1]
-  if redis.call('EXISTS', line) == 1 then redis.call('RPUSH', 'lensd:turns:' .. group, owner) end
-  if id then redis.call('ZREM', 'lensd:queued:' .. pool, id) end
-  return id or ''
+  local turns = 'lensd:turns:' .. group
+  for _ = 1, redis.call('LLEN', turns) do
+    local owner = redis.call('LPOP', turns)
+    local line = 'lensd:line:' .. group .. ':' .. owner
+    local id = redis.call('ZRANGE', line, 0, 0)[1]
+    local starts = id and may_start(owner, id)
+    if starts then redis.call('ZREM', line, id) end
+    if redis.call('EXISTS', line) == 1 then redis.call('RPUSH', turns, owner) end
+    if starts then
+      redis.call('ZREM', 'lensd:queued:' .. pool, id)
+      return id
+    end
+  end
 end
 
 local function start(id, suspected)
@@ -22,6 +34,7 @@ local function start(id, suspected)
   end
   redis.call('HINCRBY', 'lensd:job:' .. id, 'attempt', 1)
   set(id, 'status', 'running', 'worker', worker, 'started_at', digits(now), 'done', 0, 'planned', 0)
+  redis.call('SADD', 'lensd:running:' .. fields(id, 'owner'), id)
   redis.call('ZADD', 'lensd:leases', digits(now + policy.lease), id)
   announce(id)
   return {id, redis.call('HGETALL', 'lensd:job:' .. id)}

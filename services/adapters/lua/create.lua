@@ -1,15 +1,40 @@
 #!lua
 -- Stores a queued job, reserves its idempotency key and puts it in line.
 -- ARGV: policy, job, owner, pool, priority, size, head (JSON), spec (JSON), inputs (JSON), deadline from now or '',
---       idempotency key's name or '', request digest
--- Returns {'created', created_at} | {'replayed', job} | {'conflict'} | {'full', 'queue' or 'memory'}
+--       idempotency key's name or '', request digest, estimated cost, limits of the owner (JSON)
+-- Returns {'created', created_at} | {'replayed', job} | {'conflict'} | {'full', 'queue' or 'memory'} |
+--         {'limited', 'jobs', how many there are} | {'limited', 'queue', how many may wait} |
+--         {'limited', 'work', charged today, microseconds until midnight}
 
-local _, id, owner, pool, priority, size, head, spec, inputs, deadline, reservation, digest = unpack(ARGV)
+local _, id, owner, pool, priority, size, head, spec, inputs, deadline, reservation, digest, cost = unpack(ARGV)
+local limits = cjson.decode(ARGV[14])
+
+local function queued()
+  local count = 0
+  for _, line in ipairs({'interactive:small', 'interactive:large', 'batch:small', 'batch:large'}) do
+    count = count + redis.call('ZCARD', 'lensd:line:' .. pool .. ':' .. line .. ':' .. owner)
+  end
+  return count
+end
 
 local function memory_is_short()
   local info = redis.call('INFO', 'memory')
   local bound = tonumber(info:match('\nmaxmemory:(%d+)'))
   return bound > 0 and tonumber(info:match('used_memory:(%d+)')) > bound * policy.max_memory
+end
+
+-- Why the job is not admitted, or nil: what the owner has of its own comes first, so that it learns of that.
+local function refusal()
+  local living = redis.call('SCARD', 'lensd:living:' .. owner)
+  if limits.jobs and living >= limits.jobs then return {'limited', 'jobs', living} end
+  local share = math.floor(limits.queue_share * policy.max_queued)
+  if limits.queue_share < 1 and queued() >= share then return {'limited', 'queue', share} end
+  local charged = tonumber(redis.call('GET', work_of(owner, today)) or 0)
+  if limits.daily_token_layers and charged + cost > limits.daily_token_layers then
+    return {'limited', 'work', charged, digits((today + 1) * DAY - now)}
+  end
+  if redis.call('ZCARD', 'lensd:queued:' .. pool) >= policy.max_queued then return {'full', 'queue'} end
+  if memory_is_short() then return {'full', 'memory'} end
 end
 
 local created = fields(id, 'created_at')
@@ -21,11 +46,12 @@ if reservation ~= '' then
     return request == digest and {'replayed', job} or {'conflict'}
   end
 end
-if redis.call('ZCARD', 'lensd:queued:' .. pool) >= policy.max_queued then return {'full', 'queue'} end
-if memory_is_short() then return {'full', 'memory'} end
+local refused = refusal()
+if refused then return refused end
 
 set(id, 'owner', owner, 'pool', pool, 'priority', priority, 'size', size, 'head', head, 'spec', spec, 'inputs', inputs,
   'created_at', digits(now), 'attempt', 0)
+if limits.running then set(id, 'max_running', limits.running) end
 if deadline ~= '' then
   local deadline_at = digits(now + tonumber(deadline))
   set(id, 'deadline_at', deadline_at)
@@ -36,7 +62,9 @@ if reservation ~= '' then
   redis.call('SET', reservation, id .. ' ' .. digest)
 end
 redis.call('ZADD', 'lensd:owner:' .. owner, digits(now), id)
+redis.call('SADD', 'lensd:living:' .. owner, id)
 redis.call('SADD', 'lensd:pools', pool)
+charge(id, owner, cost)
 enqueue(id, now)
 announce(id)
 return {'created', digits(now)}

@@ -8,6 +8,9 @@
 --   lensd:events                             stream: the latest events of all jobs
 --   lensd:owner:<owner>                      sorted set: the owner's jobs by creation
 --   lensd:idempotency:<owner>:<key digest>   string: "<job> <request digest>"
+--   lensd:living:<owner>                     set: the owner's jobs that have not ended
+--   lensd:running:<owner>                    set: those of them that run
+--   lensd:work:<owner>:<day since 1970>      string: token-layers charged to the owner for jobs made that day (UTC)
 --   lensd:pools                              set: pools that ever had a job
 --   lensd:queued:<pool>                      sorted set: queued jobs by the time since when they wait
 --   lensd:turns:<group>                      list: owners with queued jobs, in turn
@@ -21,6 +24,8 @@
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 local policy = cjson.decode(ARGV[1])
+local DAY = 86400 * 1000000
+local today = math.floor(now / DAY)
 
 local EVENT_FIELDS = {'status', 'attempt', 'done', 'planned', 'started_at', 'finished_at', 'expires_at', 'error'}
 
@@ -50,6 +55,24 @@ end
 
 local function group_of(pool, priority, size) return pool .. ':' .. priority .. ':' .. size end
 
+local function work_of(owner, day) return 'lensd:work:' .. owner .. ':' .. digits(day) end
+
+local function charge(id, owner, cost)
+  local work = work_of(owner, today)
+  redis.call('INCRBY', work, cost)
+  redis.call('EXPIRE', work, 2 * 86400)
+  set(id, 'charged', cost, 'charged_on', digits(today))
+end
+
+-- Corrects what the job was charged to what it cost; a second correction changes nothing.
+local function settle(id, bill)
+  local owner, charged, day = fields(id, 'owner', 'charged', 'charged_on')
+  if not charged then return end
+  redis.call('HDEL', 'lensd:job:' .. id, 'charged', 'charged_on')
+  local work = work_of(owner, day)
+  if redis.call('EXISTS', work) == 1 then redis.call('INCRBY', work, digits(bill - charged)) end
+end
+
 local function enqueue(id, since)
   local owner, pool, priority, size, created = fields(id, 'owner', 'pool', 'priority', 'size', 'created_at')
   local group = group_of(pool, priority, size)
@@ -57,6 +80,7 @@ local function enqueue(id, since)
   if redis.call('EXISTS', line) == 0 then redis.call('RPUSH', 'lensd:turns:' .. group, owner) end
   redis.call('ZADD', line, created, id)
   redis.call('ZADD', 'lensd:queued:' .. pool, digits(since), id)
+  redis.call('SREM', 'lensd:running:' .. owner, id)
   set(id, 'status', 'queued')
 end
 
@@ -71,11 +95,16 @@ local function dequeue(id)
 end
 
 -- Ended jobs are many: what one computed on, often the largest part of its record, goes, and most of its events.
+-- A job that never ran costs nothing; one that ends without a bill costs what was estimated.
 local function finish(id, status, ...)
   local expires = digits(now + policy.retention)
+  local owner, attempt = fields(id, 'owner', 'attempt')
   dequeue(id)
+  if attempt == '0' then settle(id, 0) end
+  redis.call('SREM', 'lensd:living:' .. owner, id)
+  redis.call('SREM', 'lensd:running:' .. owner, id)
   set(id, 'status', status, 'finished_at', digits(now), 'expires_at', expires, ...)
-  redis.call('HDEL', 'lensd:job:' .. id, 'spec', 'inputs', 'suspected')
+  redis.call('HDEL', 'lensd:job:' .. id, 'spec', 'inputs', 'suspected', 'charged', 'charged_on')
   redis.call('ZREM', 'lensd:leases', id)
   redis.call('ZREM', 'lensd:deadlines', id)
   redis.call('ZADD', 'lensd:expiries', expires, id)
@@ -92,6 +121,7 @@ local function holds(id, worker, attempt)
   if status == 'queued' then
     dequeue(id)
     redis.call('HDEL', 'lensd:job:' .. id, 'suspected')
+    redis.call('SADD', 'lensd:running:' .. fields(id, 'owner'), id)
     set(id, 'status', 'running')
     announce(id)
   end

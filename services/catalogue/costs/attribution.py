@@ -3,20 +3,23 @@
 from services.catalogue.costs.attribution_patching import attribution_patching_cost
 from services.catalogue.costs.cost import FLOAT_BYTES, GRADIENT_PASSES, Cost
 from services.catalogue.costs.edge_attribution_patching import edge_attribution_patching_cost
+from services.catalogue.costs.feature_attribution import feature_attribution_cost
 from services.contracts.attribution import AttributionSpec
 from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
 from services.contracts.edge_attribution_patching import EdgeAttributionPatching
+from services.contracts.feature_attribution import FeatureAttribution
 from services.contracts.gradient_x_input import GradientXInput
 from services.contracts.inputs import Inputs
 from services.contracts.integrated_gradients import IntegratedGradients
 from services.contracts.model import ModelFacts
+from services.contracts.sae import SaeFacts
 
 NEURON_BYTES = 120
 """One listed neuron, as JSON."""
 
 
-def attribution_cost(spec: AttributionSpec, inputs: Inputs, model: ModelFacts) -> Cost:
+def attribution_cost(spec: AttributionSpec, inputs: Inputs, model: ModelFacts, sae: SaeFacts | None) -> Cost:
     match spec.method:
         case DirectLogitAttribution():
             return _direct_logit_attribution(spec, spec.method, inputs, model)
@@ -28,6 +31,9 @@ def attribution_cost(spec: AttributionSpec, inputs: Inputs, model: ModelFacts) -
             return attribution_patching_cost(method, spec, inputs, model)
         case EdgeAttributionPatching() as method:
             return edge_attribution_patching_cost(method, spec, inputs, model)
+        case FeatureAttribution() as method:
+            assert sae is not None, "a job that names an SAE is estimated with its facts"
+            return feature_attribution_cost(method, spec, inputs, model, sae)
 
 
 def _direct_logit_attribution(

@@ -8,8 +8,21 @@ from services.contracts.sae import SaeFacts
 FEATURE_BYTES = 48
 """One active feature of one token, as JSON."""
 
+PROMPT_FEATURE_BYTES = 120
+"""One feature over a prompt, as JSON."""
+
+TOKEN_BYTES = 90
+"""One token of the list per token, without its features, as JSON."""
+
+PROMOTED_BYTES = 60
+"""One promoted or suppressed token, as JSON."""
+
 
 def features_cost(spec: FeaturesSpec, inputs: Inputs, sae: SaeFacts) -> Cost:
-    chosen = len(spec.features or ()) * FLOAT_BYTES
-    output = inputs.tokens() * (chosen + spec.top_k * FEATURE_BYTES)
+    chosen = sae.features if spec.features is None else len(spec.features)
+    top = min(spec.top_k, chosen)
+    tensor = 0 if spec.features is None else chosen * FLOAT_BYTES
+    listed = TOKEN_BYTES + top * FEATURE_BYTES if spec.per_token else 0
+    effects = min(len(inputs.prompts) * top, chosen) * 2 * spec.promoted_logits * PROMOTED_BYTES
+    output = inputs.tokens() * (tensor + listed) + len(inputs.prompts) * top * PROMPT_FEATURE_BYTES + effects
     return Cost(inputs.tokens() * (sae.layer + 1), output)

@@ -7,6 +7,7 @@ from services.contracts.attribution import AttributionResult
 from services.contracts.attribution_patching import AttributionPatchingOutcome
 from services.contracts.direct_logit_attribution import DirectLogitOutcome
 from services.contracts.edge_attribution_patching import EdgeAttributionOutcome
+from services.contracts.feature_attribution import FeatureAttributionOutcome
 from services.contracts.features import FeaturesResult
 from services.contracts.gradient_x_input import GradientXInputOutcome
 from services.contracts.integrated_gradients import IntegratedGradientsOutcome
@@ -14,18 +15,21 @@ from services.contracts.intervention import InterventionResult
 from services.contracts.job import JobResult
 from services.contracts.logit_lens import LogitLensResult
 from services.contracts.patching import PatchingResult
+from services.contracts.sae_evaluation import SaeEvaluationResult
 from services.figures.kinds.ablation import ablation_picture
 from services.figures.kinds.activations import activations_picture
 from services.figures.kinds.attention import attention_picture
 from services.figures.kinds.attribution_patching import attribution_patching_picture
 from services.figures.kinds.direct_logit import direct_logit_picture
 from services.figures.kinds.edges import edges_picture
+from services.figures.kinds.feature_attribution import feature_attribution_picture
 from services.figures.kinds.features import features_picture
 from services.figures.kinds.input_tokens import gradient_x_input_picture, integrated_gradients_picture
 from services.figures.kinds.intervention import intervention_picture
 from services.figures.kinds.logit_lens import logit_lens_picture
 from services.figures.kinds.patching import patching_picture
 from services.figures.kinds.path_patching import path_patching_picture
+from services.figures.kinds.sae_evaluation import sae_evaluation_picture
 from services.figures.picture import Picture
 
 
@@ -52,6 +56,8 @@ def picture_of(result: JobResult, example: int | None) -> Picture:
             return attention_picture(result, example)
         case LogitLensResult():
             return logit_lens_picture(result, example)
+        case SaeEvaluationResult():
+            return sae_evaluation_picture(result, example)
 
 
 def _attribution_picture(result: AttributionResult, example: int | None) -> Picture:
@@ -66,3 +72,5 @@ def _attribution_picture(result: AttributionResult, example: int | None) -> Pict
             return attribution_patching_picture(result, outcome, example)
         case EdgeAttributionOutcome() as outcome:
             return edges_picture(result, outcome, example)
+        case FeatureAttributionOutcome() as outcome:
+            return feature_attribution_picture(result, outcome, example)

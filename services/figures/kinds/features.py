@@ -5,6 +5,7 @@ import numpy as np
 from services.contracts.features import FeaturesResult, PromptFeatures
 from services.contracts.tensor import FloatArray
 from services.figures import labels
+from services.figures.bars import Bars
 from services.figures.heatmap import Heatmap
 from services.figures.kinds.reading import array, blank, notes, of_all, pick, title
 from services.figures.picture import Picture, nothing_to_draw
@@ -15,8 +16,10 @@ _PROMOTED = 3
 
 
 def features_picture(result: FeaturesResult, example: int | None) -> Picture:
-    """Of one prompt: the features asked for, else those that fire most strongly on it."""
+    """Of one prompt: the features asked for, else those that fire most strongly on it, bars if no tokens are listed."""
     prompt = pick(result.prompts, example)
+    if prompt.activations is None and not prompt.per_token:
+        return _strongest_picture(result, prompt, example)
     if prompt.activations is not None:
         indices = result.features or ()
         values, why = array(prompt.activations).T, "no value"
@@ -32,16 +35,36 @@ def features_picture(result: FeaturesResult, example: int | None) -> Picture:
         scale=sequential("activation", values),
         row_name="feature",
         column_name="token",
-        marked=frozenset(token.position for token in prompt.per_token if token.over_norm),
+        marked=frozenset(prompt.over_norm),
     )
     over_norm = "bold: over the SAE's norm threshold, left out" if heatmap.marked else ""
-    rebuilt = prompt.reconstruction.explained_variance
-    explained = "" if rebuilt is None else f"explained variance of this prompt {rebuilt:.3f}"
+    explained = _explained(prompt)
     return Picture(
         title(result, f"features of {result.sae}", f"layer {result.layer} {result.site}"),
         ((heatmap,),),
         notes(result, of_all(len(result.prompts), "prompt", example or 0), blank(values, why), over_norm, explained),
     )
+
+
+def _strongest_picture(result: FeaturesResult, prompt: PromptFeatures, example: int | None) -> Picture:
+    strongest = prompt.top[:_STRONGEST]
+    if not strongest:
+        raise nothing_to_draw("no feature fires on this prompt")
+    bars = Bars(
+        names=tuple(_name(result, feature.index) for feature in strongest),
+        values=np.array([feature.max_activation for feature in strongest], dtype=np.float32),
+        value_name="largest activation",
+    )
+    return Picture(
+        title(result, f"features of {result.sae}", f"layer {result.layer} {result.site}"),
+        ((bars,),),
+        notes(result, of_all(len(result.prompts), "prompt", example or 0), _explained(prompt)),
+    )
+
+
+def _explained(prompt: PromptFeatures) -> str:
+    rebuilt = prompt.reconstruction.explained_variance if prompt.reconstruction else None
+    return "" if rebuilt is None else f"explained variance of this prompt {rebuilt:.3f}"
 
 
 def _listed(prompt: PromptFeatures, indices: tuple[int, ...]) -> FloatArray:

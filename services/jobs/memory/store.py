@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import Any
 
 from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
 from services.contracts.job import JobProgress, JobStatus
+from services.jobs.limits import queue_share_filled, too_many_jobs
+from services.jobs.memory.charges import Charges
 from services.jobs.memory.rounds import Rounds
 from services.jobs.memory.turns import Turns
 from services.jobs.policy import JobPolicy
@@ -66,6 +69,7 @@ class MemoryJobStore:
         self._turns: defaultdict[tuple[str, str, Size], Turns] = defaultdict(Turns)
         self._executing: dict[str, frozenset[tuple[str, int]]] = {}
         self._rounds = Rounds(policy)
+        self._charges = Charges()
 
     def create(self, job: NewJob, idempotency: Idempotency | None = None) -> JobRecord:
         with self._lock:
@@ -77,14 +81,27 @@ class MemoryJobStore:
                         return other.record
                     if other.idempotency.key == idempotency.key:
                         raise Conflict(ErrorCode.IDEMPOTENCY_CONFLICT, "this key was used for another request")
-            if self.depth(job.pool) >= self._policy.max_queued:
-                raise Unavailable(ErrorCode.QUEUE_FULL, "too many jobs are waiting already", retry_after_s=10)
             now = self._clock()
+            self._admit(job, now)
             stored = _Job(job, self._policy.size_of(job.cost), next(self._numbers), job.queued(now), idempotency)
             self._jobs[job.id] = stored
+            self._charges.charge(job, now)
             self._line_up(stored, now)
             self._publish(stored)
             return stored.record
+
+    def _admit(self, job: NewJob, now: datetime) -> None:
+        limits = job.limits
+        living = len(self._living_of(job.owner))
+        if limits.jobs is not None and living >= limits.jobs:
+            raise too_many_jobs(living)
+        share = math.floor(limits.queue_share * self._policy.max_queued)
+        queued = sum(turns.waiting(job.owner) for (pool, *_), turns in self._turns.items() if pool == job.pool)
+        if limits.queue_share < 1 and queued >= share:
+            raise queue_share_filled(share)
+        self._charges.admit(job, now)
+        if self.depth(job.pool) >= self._policy.max_queued:
+            raise Unavailable(ErrorCode.QUEUE_FULL, "too many jobs are waiting already", retry_after_s=10)
 
     def get(self, job_id: str) -> JobRecord | None:
         with self._lock:
@@ -108,13 +125,18 @@ class MemoryJobStore:
     def claim(self, pool: str, worker: str, sizes: Sequence[Size]) -> Claim | None:
         with self._lock:
             for priority, size in itertools.product(("interactive", "batch"), sizes):
-                while job_id := self._turns[pool, priority, size].next():
+                while job_id := self._turns[pool, priority, size].next(self._may_start):
                     job = self._jobs[job_id]
                     if self._past_deadline(job):
                         self._end(job, JobStatus.FAILED, error=DEADLINE_EXCEEDED)
                     else:
                         return self._start(job, worker)
             return None
+
+    def _may_start(self, owner: str, job_id: str) -> bool:
+        bound = self._jobs[job_id].new.limits.running
+        running = sum(job.record.status is JobStatus.RUNNING for job in self._living_of(owner))
+        return bound is None or running < bound
 
     def _start(self, job: _Job, worker: str) -> Claim:
         job.blamed += job.suspected == "blamed"
@@ -153,7 +175,9 @@ class MemoryJobStore:
             if job := self._held(claim):
                 self._change(job, progress=progress)
 
-    def finish(self, claim: Claim, ending: Ending, progress: JobProgress | None = None) -> bool:
+    def finish(
+        self, claim: Claim, ending: Ending, progress: JobProgress | None = None, bill: int | None = None
+    ) -> bool:
         outcome: dict[str, Any]
         match ending:
             case Succeeded(result):
@@ -169,6 +193,8 @@ class MemoryJobStore:
             job = self._held(claim)
             if job is None:
                 return False
+            if bill is not None:
+                self._charges.settle(job.record.id, bill)
             self._end(job, status, **outcome, **({"progress": progress} if progress else {}))
             return True
 
@@ -264,6 +290,9 @@ class MemoryJobStore:
     def ping(self) -> None:
         return
 
+    def _living_of(self, owner: str) -> Sequence[_Job]:
+        return [job for job in self._jobs.values() if job.new.owner == owner and not job.record.status.terminal]
+
     def _with_status(self, status: JobStatus) -> Sequence[_Job]:
         return [job for job in self._jobs.values() if job.record.status is status]
 
@@ -301,6 +330,8 @@ class MemoryJobStore:
 
     def _end(self, job: _Job, status: JobStatus, **outcome: Any) -> None:
         self._turns_of(job).remove(job.new.owner, job.number)
+        if job.record.attempt == 0:
+            self._charges.settle(job.record.id, 0)
         now = self._clock()
         expires_at = now + timedelta(seconds=self._policy.retention_s)
         self._change(job, status=status, finished_at=now, expires_at=expires_at, **outcome)

@@ -1,6 +1,7 @@
 """Who is next: owners in turn, each one's jobs in the order of their creation."""
 
 from collections import deque
+from collections.abc import Callable
 
 
 class Turns:
@@ -21,12 +22,20 @@ class Turns:
         if line.pop(number, None) is not None and not line:
             self._owners.remove(owner)
 
-    def next(self) -> str | None:
-        if not self._owners:
-            return None
-        owner = self._owners.popleft()
-        line = self._lines[owner]
-        job_id = line.pop(min(line))
-        if line:
-            self._owners.append(owner)
-        return job_id
+    def next(self, may_start: Callable[[str, str], bool]) -> str | None:
+        """The next job of the owner whose turn it is; owners for whom `may_start` says no are passed over."""
+        for _ in range(len(self._owners)):
+            owner = self._owners.popleft()
+            line = self._lines[owner]
+            first = min(line)
+            job_id = line[first] if may_start(owner, line[first]) else None
+            if job_id is not None:
+                del line[first]
+            if line:
+                self._owners.append(owner)
+            if job_id is not None:
+                return job_id
+        return None
+
+    def waiting(self, owner: str) -> int:
+        return len(self._lines.get(owner, ()))

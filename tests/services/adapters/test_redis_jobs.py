@@ -77,7 +77,9 @@ def test_a_finished_job_keeps_no_spec_and_no_inputs(store: RedisJobStore, client
     assert not client.hexists(f"lensd:job:{job_id}", "inputs")
 
 
-def test_a_forgotten_job_leaves_nothing_behind(store: RedisJobStore, client: Redis) -> None:
+def test_a_forgotten_job_leaves_nothing_behind_but_its_days_work_for_two_days(
+    store: RedisJobStore, client: Redis
+) -> None:
     store.create(new_job(deadline_s=100_000 / 2), Idempotency("k", "d"))
     claim = store.claim("default", "w1", tuple(Size))
     assert claim is not None
@@ -86,7 +88,9 @@ def test_a_forgotten_job_leaves_nothing_behind(store: RedisJobStore, client: Red
     store.executing("w1", [])
     pass_time(client, POLICY.retention_s)
     store.reap()
-    assert set(client.keys()) == {b"lensd:events", b"lensd:pools", b"lensd:reaper"}
+    (work,) = client.keys("lensd:work:ada:*")
+    assert 0 < client.ttl(work) <= 2 * 86_400
+    assert set(client.keys()) == {b"lensd:events", b"lensd:pools", b"lensd:reaper", work}
 
 
 def test_a_jobs_kept_events_are_capped(store: RedisJobStore, client: Redis) -> None:

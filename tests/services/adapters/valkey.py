@@ -80,6 +80,7 @@ def pass_time(client: Redis, seconds: float) -> None:
 
 
 _EARLIER = """
+local days = math.floor(ARGV[1] / 86400000000)
 for _, key in ipairs(redis.call('KEYS', 'lensd:*')) do
   local kind = redis.call('TYPE', key).ok
   if kind == 'zset' then
@@ -92,6 +93,12 @@ for _, key in ipairs(redis.call('KEYS', 'lensd:*')) do
       local time = redis.call('HGET', key, ARGV[i])
       if time then redis.call('HSET', key, ARGV[i], string.format('%.0f', time - ARGV[1])) end
     end
+    if days > 0 and redis.call('HEXISTS', key, 'charged_on') == 1 then
+      redis.call('HINCRBY', key, 'charged_on', -days)
+    end
+  elseif days > 0 and key:match('^lensd:work:') then
+    local owner, day = key:match('^(.*:)(%d+)$')
+    redis.call('RENAME', key, owner .. string.format('%.0f', day - days))
   end
 end
 """

@@ -18,6 +18,14 @@ from services.contracts.direct_logit_attribution import (
     NeuronContribution,
 )
 from services.contracts.edge_attribution_patching import EdgeAttributionOutcome, EdgeCounts, EdgePair, ScoredEdge
+from services.contracts.feature_attribution import (
+    AttributedFeature,
+    CheckedEffect,
+    CheckedFeature,
+    FeatureAttributionOutcome,
+    FeatureCheck,
+    FeatureRun,
+)
 from services.contracts.gradient_x_input import GradientXInputOutcome, InputAttributions
 from services.contracts.integrated_gradients import IntegratedExample, IntegratedGradientsOutcome
 from services.contracts.result import Baselines, PairTokens
@@ -135,3 +143,37 @@ def edges(count: int = 1, *, scores: bool = True) -> AttributionResult:
         pairs=(pair,) * count,
     )
     return AttributionResult(attribution=outcome, **about("edge_attribution_patching"))
+
+
+def feature_attribution() -> AttributionResult:
+    """Two features, the error, and one feature checked."""
+    one = ScalarStatistic(mean=1.5, standard_error=None, count=1)
+    compared = CheckedEffect(estimated=one, exact=one, gap=one)
+    features = tuple(AttributedFeature(index=index, effect=one) for index in (7, 42))
+    cell = CheckedFeature(index=7, chosen="top", estimated=1.5, exact=1.0)
+    ran = FeatureRun(
+        tokens=tokens(CORRUPTED),
+        source_tokens=tokens(),
+        metric=-4.0,
+        source_metric=3.0,
+        left_out=(0,),
+        error=1.5,
+        sum=4.5,
+        exact=5.0,
+    )
+    outcome = FeatureAttributionOutcome(
+        site=SiteName.RESID_POST,
+        layer=1,
+        source="other_run",
+        mode="denoising",
+        estimate="integrated_gradients",
+        steps=10,
+        quadrature="midpoint",
+        features=features,
+        changed=2,
+        error=compared,
+        total=compared,
+        runs=(ran,),
+        check=FeatureCheck(rank_correlation=None, largest_error=0.5, false_negatives=0, cells=(cell,)),
+    )
+    return AttributionResult(attribution=outcome, **about("feature_attribution"))

@@ -28,6 +28,13 @@ from services.contracts.intervention import (
 from services.contracts.logit_lens import LensExample, LensLayer, LensToken, LogitLensResult
 from services.contracts.patching import PatchedPair, PatchingResult
 from services.contracts.result import Baselines, PairTokens, PromptTokens, Provenance, SaeProvenance, Usage, Versions
+from services.contracts.sae_evaluation import (
+    DensityHistogram,
+    Recovered,
+    SaeEvaluationResult,
+    SaeFidelity,
+    SplicedRun,
+)
 from services.contracts.site import SiteName
 from services.contracts.tensor import Estimate, InlineTensor, ScalarStatistic, Statistic
 
@@ -104,7 +111,7 @@ def patching(
     )
 
 
-def features(strings: tuple[str, ...] = CLEAN, *, asked: bool = False) -> FeaturesResult:
+def features(strings: tuple[str, ...] = CLEAN, *, asked: bool = False, listed: bool = True) -> FeaturesResult:
     per_token = tuple(
         TokenFeatures(
             position=position,
@@ -120,7 +127,8 @@ def features(strings: tuple[str, ...] = CLEAN, *, asked: bool = False) -> Featur
     )
     prompt = PromptFeatures(
         tokens=tokens(strings),
-        per_token=per_token,
+        over_norm=(0,),
+        per_token=per_token if listed else (),
         top=top,
         reconstruction=Reconstruction(tokens=7, mse=0.1, explained_variance=0.9, reference="sae_mean", mean_l0=4.0),
         activations=InlineTensor.of(ramp(len(strings), 1), ("token", "feature")) if asked else None,
@@ -238,3 +246,36 @@ def path_patching(count: int = 1, *, by_position: bool = False) -> PatchingResul
     )
     receivers = tuple(f"a9.h{head}<q>" for head in range(8))
     return sweep.model_copy(update={"method": "path_patching", "site": None, "receivers": receivers})
+
+
+def sae_evaluation(*, filtered: bool = True) -> SaeEvaluationResult:
+    fidelity = SaeFidelity(
+        tokens=30,
+        l0=32.0,
+        mse=0.5,
+        cosine=0.9,
+        explained_variance=0.8,
+        explained_variance_text_mean=0.75,
+        dead_fraction=0.4,
+        dense_fraction=0.01,
+        density_histogram=DensityHistogram(edges=(-2.0, -1.0, 0.0), counts=(40, 2)),
+        sae=SplicedRun(cross_entropy=4.0, kl=0.3),
+        zero_ablation=SplicedRun(cross_entropy=15.0, kl=9.0),
+        mean_ablation=SplicedRun(cross_entropy=10.0, kl=5.0),
+        cross_entropy_recovered=Recovered(against_zero=0.97, against_mean=0.94),
+        kl_recovered=Recovered(against_zero=0.96, against_mean=None),
+    )
+    return SaeEvaluationResult(
+        sae="tiny-sae",
+        layer=1,
+        site=SiteName.RESID_POST,
+        mean="sae_mean",
+        prompts=2,
+        tokens=32,
+        tokens_over_norm=2,
+        predictions=30,
+        cross_entropy=3.5,
+        with_norm_filter=fidelity if filtered else None,
+        without_norm_filter=fidelity,
+        **about("sae_evaluation", SaeProvenance(id="tiny-sae", sha256="2" * 64)),
+    )

@@ -215,6 +215,8 @@ class LifeOfJobs(RuleBasedStateMachine):
         assert [store.depth("default") for store in self.stores] == [0, 0]
         assert not self.client.keys("lensd:line:*")
         assert not self.client.keys("lensd:turns:*")
+        assert not self.client.keys("lensd:living:*")
+        assert not self.client.keys("lensd:running:*")
         assert not self.client.zcard("lensd:leases")
 
     def waits(self, job_id: str) -> bool:

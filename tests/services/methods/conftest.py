@@ -50,11 +50,12 @@ def prepared(names: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> 
 class Laboratory:
     """Runs specifications on the models of a catalogue, each loaded once."""
 
+    _owners = count()
+
     def __init__(self, engine: Engine, catalogue: Catalogue) -> None:
         self.engine = engine
         self.catalogue = catalogue
         self._models: dict[str, LoadedModel] = {}
-        self._owners = count()
 
     def model(self, model_id: str) -> LoadedModel:
         if model_id not in self._models:

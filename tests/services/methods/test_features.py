@@ -131,6 +131,7 @@ def test_reconstruction_is_measured_against_the_saes_own_mean(laboratory: Labora
     assert sae.mean_activation is not None
     variance = (want.x - sae.mean_activation.double()).square().sum()
     found = first.reconstruction
+    assert found is not None
     assert found.reference == "sae_mean"
     assert found.tokens == len(want.x)
     assert found.mse == pytest.approx(float(error.square().mean()), rel=1e-4)
@@ -151,6 +152,8 @@ def test_tokens_over_the_norm_threshold_are_flagged_and_left_out(
     assert any(flagged)
     assert not all(flagged)
     assert all(token.features == () for token in prompt.per_token if token.over_norm)
+    assert prompt.over_norm == tuple(index for index, over in enumerate(flagged) if over)
+    assert prompt.reconstruction is not None
     assert prompt.reconstruction.tokens == int(want.counted.sum())
 
 
@@ -176,6 +179,33 @@ def test_a_prompt_of_left_out_tokens_alone_has_no_reconstruction(
 ) -> None:
     nothing = Sae(**{**vars(sae), "norm_threshold": 1e-6})
     (prompt, _) = run(laboratory, engine, nothing).prompts
+    assert prompt.reconstruction is not None
     assert prompt.reconstruction.tokens == 0
     assert prompt.reconstruction.explained_variance is None
     assert prompt.top == ()
+
+
+def test_chosen_features_are_the_same_with_a_reconstruction_and_without(
+    laboratory: Laboratory, engine: Engine, sae: Sae
+) -> None:
+    alone = run(laboratory, engine, sae, features=[40, 3, 17])
+    among_all = run(laboratory, engine, sae, features=[40, 3, 17], reconstruction=True)
+    for one, other in zip(alone.prompts, among_all.prompts, strict=True):
+        assert one.reconstruction is None
+        assert other.reconstruction is not None
+        assert isinstance(one.activations, InlineTensor)
+        assert isinstance(other.activations, InlineTensor)
+        np.testing.assert_allclose(one.activations.array(), other.activations.array(), atol=1e-5)
+        assert [feature.index for feature in one.top] == [feature.index for feature in other.top]
+
+
+def test_tokens_can_be_left_out_and_nothing_else_changes(laboratory: Laboratory, engine: Engine, sae: Sae) -> None:
+    full, short = run(laboratory, engine, sae), run(laboratory, engine, sae, per_token=False)
+    assert all(prompt.per_token == () for prompt in short.prompts)
+    assert [prompt.top for prompt in short.prompts] == [prompt.top for prompt in full.prompts]
+
+
+def test_a_job_stops_at_the_layer_of_its_sae(laboratory: Laboratory, engine: Engine, sae: Sae) -> None:
+    result = run(laboratory, engine, sae)
+    tokens = sum(len(prompt.tokens.ids) for prompt in result.prompts)
+    assert result.usage.token_layers == tokens * (LAYER + 1)

@@ -36,7 +36,13 @@ def sae_folder(tmp_path: Path) -> SaeFolder:
         }
         config |= overrides
         generator = torch.Generator().manual_seed(0)
-        shapes = {"W_enc": (D_MODEL, D_SAE), "b_enc": (D_SAE,), "W_dec": (D_SAE, D_MODEL), "b_dec": (D_MODEL,)}
+        per_feature = {"jumprelu": ("b_enc", "threshold"), "gated": ("b_gate", "r_mag", "b_mag")}
+        shapes: dict[str, tuple[int, ...]] = {
+            "W_enc": (D_MODEL, D_SAE),
+            "W_dec": (D_SAE, D_MODEL),
+            "b_dec": (D_MODEL,),
+            **dict.fromkeys(per_feature.get(config["architecture"], ("b_enc",)), (D_SAE,)),
+        }
         folder = tmp_path / "sae"
         folder.mkdir()
         (folder / CONFIG_FILE).write_text(json.dumps(config))

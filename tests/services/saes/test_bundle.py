@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from services.contracts.errors import ErrorCode
 from services.saes.bundle import load_sae, save_sae
 from services.saes.config import CONFIG_FILE, EXTRAS_FILE, WEIGHTS_FILE, sha256_of
 from services.saes.errors import InvalidBundle, SaeMismatch
@@ -36,6 +37,22 @@ def test_saving_and_loading_keeps_everything(sae_folder: SaeFolder, tmp_path: Pa
         assert torch.equal(getattr(loaded, name), getattr(sae, name)), name
     assert (loaded.norm_threshold, loaded.model_id, loaded.prepend_bos, loaded.k) == (7.5, "tiny", False, K)
     assert loaded.sha256 == sha256_of(tmp_path / "saved" / WEIGHTS_FILE)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu", "gated"])
+def test_saving_and_loading_encodes_the_same(sae_folder: SaeFolder, tmp_path: Path, architecture: str) -> None:
+    made = load_sae(sae_folder(architecture=architecture))
+    save_sae(made, tmp_path / "saved", model_name="tiny", context=16, dtype=torch.float32)
+    x = torch.randn(20, D_MODEL, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(load_sae(tmp_path / "saved").encode(x), made.encode(x))
+
+
+def test_a_damaged_file_is_an_unavailable_sae(sae_folder: SaeFolder) -> None:
+    folder = sae_folder()
+    _change(folder, b_dec=torch.full((D_MODEL,), float("nan")))
+    with pytest.raises(InvalidBundle) as refused:
+        load_sae(folder)
+    assert refused.value.code == ErrorCode.SAE_UNAVAILABLE
 
 
 def test_the_weights_sha256_is_verified(sae_folder: SaeFolder) -> None:
@@ -134,7 +151,7 @@ def test_an_sae_for_another_width_than_the_models_is_refused(sae_folder: SaeFold
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        ({"architecture": "gated"}, "architecture"),
+        ({"architecture": "abstopk"}, "architecture"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations"),
         ({"reshape_activations": "hook_z"}, "reshape_activations"),
         ({"d_in": -1}, "d_in"),

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from services.catalogue.catalogue import open_catalogue
 from services.catalogue.operator import CatalogueError, SaeEntry, file_sha256
 from services.saes.bundle import load_sae
-from services.saes.config import WEIGHTS_FILE
+from services.saes.config import EXTRAS_FILE, WEIGHTS_FILE
 from services.saes.prepare import prepare_sae
 from services.saes.sae import Sae
 from services.saes.shelf import SaeShelf
+from tests.services.saes.conftest import D_MODEL
 
 SaeFolder = Callable[..., Path]
 
@@ -72,3 +75,19 @@ def test_the_shelf_keeps_the_latest_used_within_its_bytes(sae_folder: SaeFolder)
     for sae_id in ("a", "b", "a", "c", "a", "b"):
         shelf.get(sae_id)
     assert loaded == ["a", "b", "c", "b"]
+
+
+def test_another_models_sae_is_refused(sae_folder: SaeFolder, tmp_path: Path) -> None:
+    folder = sae_folder(metadata={**on_hook("blocks.1.hook_out"), "lensd": {"model_id": "other"}})
+    with pytest.raises(CatalogueError, match="was trained on other, the catalogue gives it to m"):
+        prepare_sae(entry(folder), tmp_path, tmp_path / "home")
+
+
+def test_a_mean_activation_that_the_catalogue_does_not_expect_is_refused(sae_folder: SaeFolder, tmp_path: Path) -> None:
+    folder = sae_folder()
+    save_file({"mean_activation": torch.zeros(D_MODEL)}, folder / EXTRAS_FILE)
+    pinned = entry(folder, extras_sha256=file_sha256(folder / EXTRAS_FILE))
+    assert prepare_sae(pinned, tmp_path, tmp_path / "home").extras_sha256 == pinned.extras_sha256
+    save_file({"mean_activation": torch.ones(D_MODEL)}, folder / EXTRAS_FILE)
+    with pytest.raises(CatalogueError, match=r"lensd.safetensors has sha256"):
+        prepare_sae(pinned, tmp_path, tmp_path / "home")

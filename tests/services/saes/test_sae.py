@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from services.saes.activation import Activation
 from services.saes.bundle import load_sae
-from services.saes.sae import Relu, Sae, TopK
+from services.saes.sae import Gated, JumpRelu, Relu, Sae, TopK
 from tests.services.saes.conftest import D_MODEL, SHIPPED, SaeFolder
 
 
@@ -66,16 +67,18 @@ def _compare(folder: Path, x: torch.Tensor) -> None:
 
     ours, theirs = load_sae(folder), SAE.load_from_disk(folder)
     assert theirs.W_enc.dtype == torch.float32
-    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+    for name in ("W_enc", "W_dec", "b_dec"):
         torch.testing.assert_close(getattr(ours, name), getattr(theirs, name).data, rtol=0, atol=0)
     with torch.no_grad():
         features = theirs.encode(x)
-        torch.testing.assert_close(ours.encode(x), features, rtol=0, atol=1e-5)
+        assert 0 < int((features > 0).sum()) < features.numel()
+        torch.testing.assert_close(ours.encode(x), features, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.encode_columns(x, [3, 8]), features[:, [3, 8]], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(ours.decode(features), theirs.decode(features), rtol=0, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("architecture", ["topk", "standard"])
+@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu", "gated"])
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
 def test_encode_and_decode_are_saelens_own(
     sae_folder: SaeFolder, architecture: str, apply_b_dec_to_input: bool
@@ -103,3 +106,48 @@ def test_saelens_loads_the_shipped_sae_exactly_and_encodes_as_we_do() -> None:
     noise = torch.randn(200, sae.d_model, generator=torch.Generator().manual_seed(0))
     directions = sae.W_dec[torch.arange(0, 4000, 20)]
     _compare(SHIPPED, sae.mean_activation + 60 * directions + noise)
+
+
+def _seeded(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "topk": TopK(5),
+    "standard": Relu(),
+    "jumprelu": JumpRelu(_seeded(40).abs() * 3),
+    "gated": Gated(_seeded(40), _seeded(40) / 4, _seeded(40).flip(0)),
+}
+
+
+@pytest.fixture(params=ACTIVATIONS)
+def any_sae(request: pytest.FixtureRequest, sae_folder: SaeFolder) -> Sae:
+    return replace(load_sae(sae_folder()), activation=ACTIVATIONS[request.param])
+
+
+def test_columns_alone_are_those_of_the_whole_encoding(any_sae: Sae) -> None:
+    x = torch.randn(200, D_MODEL, generator=torch.Generator().manual_seed(1))
+    indices = [7, 0, 39, 7]
+    want = any_sae.encode(x)[:, indices]
+    assert 0 < int((want > 0).sum()) < want.numel()
+    torch.testing.assert_close(any_sae.encode_columns(x, indices), want, rtol=0, atol=1e-5)
+
+
+def test_of_equal_pre_activations_the_same_are_kept_as_in_the_whole_encoding(toy: Sae) -> None:
+    tied = replace(toy, W_enc=torch.ones(2, 4), b_enc=torch.zeros(4))
+    x = torch.tensor([[4.0, 3.0], [2.0, 2.0]])
+    assert torch.equal(tied.encode_columns(x, range(4)), tied.encode(x))
+    assert (tied.encode(x) > 0).sum(dim=1).tolist() == [1, 1]
+
+
+def test_encoding_and_decoding_are_differentiable(any_sae: Sae) -> None:
+    """Where no feature is at its threshold, the gradient is that of central differences."""
+    sae = any_sae.to("cpu", torch.float64)
+    x = torch.randn(6, D_MODEL, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
+    weights = _seeded(D_MODEL).double()
+
+    def rebuilt(x: torch.Tensor) -> torch.Tensor:
+        return (sae.decode(sae.encode(x)) @ weights).sum() + sae.encode_columns(x, [3, 5]).sum()
+
+    assert torch.autograd.gradcheck(rebuilt, (x,), eps=1e-7, atol=1e-4)
+    assert torch.autograd.gradcheck(lambda x: sae.encode_top(x, 9)[0], (x,), eps=1e-7, atol=1e-4)

@@ -46,7 +46,7 @@ def test_only_one_of_many_processes_makes_the_first_key(keys: KeyStore) -> None:
         plaintexts = list(threads.map(lambda _: ensure_first_key(keys, None), range(8)))
     assert len(keys.list()) == 1
     (shown,) = [plaintext for plaintext in plaintexts if plaintext]
-    assert authenticate(keys, shown).scopes == tuple(Scope)
+    assert authenticate(keys, shown).key.scopes == tuple(Scope)
 
 
 def test_a_bootstrap_key_works_beside_others_and_is_never_shown(keys: KeyStore) -> None:
@@ -55,14 +55,14 @@ def test_a_bootstrap_key_works_beside_others_and_is_never_shown(keys: KeyStore) 
     assert ensure_first_key(keys, bootstrap) is None
     assert ensure_first_key(keys, bootstrap) is None
     assert len(keys.list()) == 2
-    assert authenticate(keys, bootstrap).owner == "operator"
+    assert authenticate(keys, bootstrap).key.owner == "operator"
 
 
 def test_a_key_opens_only_with_its_own_secret(keys: KeyStore) -> None:
     plaintext, key = new_key("ada", "laptop", (Scope.JOBS,))
     other, _ = new_key("ada", "laptop", (Scope.JOBS,))
     keys.put(key)
-    assert authenticate(keys, plaintext) == key
+    assert authenticate(keys, plaintext).key == key
     mixed = f"lensd_{key.id}_{other.split('_', 2)[2]}"
     for wrong in ("", "lensd", other, mixed, plaintext[:-1], plaintext + "a", plaintext + "\n", "Bearer " + plaintext):
         with pytest.raises(Refused) as refusal:

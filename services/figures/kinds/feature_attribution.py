@@ -1,0 +1,46 @@
+"""Feature attribution: the strongest features and the error as bars, and the estimates against exact patching."""
+
+import numpy as np
+
+from services.contracts.attribution import AttributionResult
+from services.contracts.feature_attribution import FeatureAttributionOutcome
+from services.figures.bars import Bars
+from services.figures.kinds.reading import not_reported, notes, number, of_all, pick, scalars, title
+from services.figures.picture import Picture
+from services.figures.scatter import Scatter
+
+_SHOWN = 30
+_ESTIMATES = {"gradient_x_activation": "gradient × activation", "integrated_gradients": "integrated gradients"}
+
+
+def feature_attribution_picture(
+    result: AttributionResult, outcome: FeatureAttributionOutcome, example: int | None
+) -> Picture:
+    """Means over all pairs or examples; of one among several there is no picture."""
+    if example is not None:
+        pick(outcome.runs, example)
+        if len(outcome.runs) > 1:
+            raise not_reported(example)
+    shown = outcome.features[:_SHOWN]
+    values, errors = scalars([*(one.effect for one in shown), outcome.error.estimated])
+    names = (*(f"feature {one.index}" for one in shown), "error ε")
+    bars = Bars(names, values, "estimated effect on the metric", errors, f"the {len(shown)} strongest features")
+    cells, total = outcome.check.cells, outcome.total
+    scatter = Scatter(
+        exact=np.array([cell.exact for cell in cells], dtype=np.float32),
+        estimated=np.array([cell.estimated for cell in cells], dtype=np.float32),
+        strongest=tuple(cell.chosen == "top" for cell in cells),
+        value_name="effect",
+        title="the check: features patched exactly",
+    )
+    what = "example" if outcome.source == "zero" else "pair"
+    return Picture(
+        title(result, "feature attribution", _ESTIMATES[outcome.estimate], f"{outcome.site} {outcome.layer}"),
+        ((bars, scatter),),
+        notes(
+            result,
+            of_all(len(outcome.runs), what, example),
+            f"sum of all features and ε {number(total.estimated.mean)}, the site replaced {number(total.exact.mean)}",
+            f"check: largest error {number(outcome.check.largest_error)}",
+        ),
+    )

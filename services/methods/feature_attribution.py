@@ -1,0 +1,317 @@
+"""Feature attribution: how much each feature of an SAE moves the metric (Marks et al. 2024, "Sparse Feature Circuits",
+arXiv:2403.19647).
+
+1. run every base run, and the source run where there is one, and take the activation at the SAE's site: see
+   `feature_site` for what changes there;
+2. effect of feature i ≈ Σ over positions of Δf_i (d_i · g), of the error Δε · g; g is ∂m/∂x at the base run, or
+   (integrated gradients) its mean at x_base + α Δx, features and error moving together;
+3. patch the whole site, the error, the top features and a sample of the others exactly, and state the differences.
+
+Effects are m(patched) − m(base) in the metric's units.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from services.contracts.attribution import AttributionResult, AttributionSpec
+from services.contracts.feature_attribution import (
+    AttributedFeature,
+    CheckedEffect,
+    CheckedFeature,
+    FeatureAttribution,
+    FeatureAttributionOutcome,
+    FeatureCheck,
+    FeatureRun,
+)
+from services.contracts.inputs import TokenizedExample, TokenizedPair
+from services.contracts.quadrature import nodes_of
+from services.contracts.tensor import InlineTensor, Statistic
+from services.engine.row import Capture, Gradients, Row
+from services.methods.attribution_check import chosen, false_negatives, rank_correlation
+from services.methods.context import MethodContext, SaeInUse
+from services.methods.feature_site import Activation, Change, Subject, change_of, row_of, site_of
+from services.methods.grouping import together
+from services.methods.metric import finite, measure
+from services.methods.statistics import RunningMean, estimate, scalar_estimate
+
+VERSION = "1"
+
+TOKENS_AT_ONCE = 512
+STEP_TOKENS_AT_ONCE = 16_384
+
+ByPosition = Float[Tensor, "position d_sae"]
+
+
+@dataclass(frozen=True, eq=False)
+class Attributed:
+    """One subject: what changes, both metrics, and the estimates; those of features are sparse."""
+
+    subject: Subject
+    change: Change
+    metric: float
+    source_metric: float | None
+    features: ByPosition
+    error: Float[Tensor, " position"]
+
+    def of_features(self, indices: Tensor) -> Float64[np.ndarray, "feature position"]:
+        """At every asked position; zero where nothing changes."""
+        found = np.zeros((len(indices), len(self.subject.asked)))
+        found[:, self._places()] = self.features.index_select(1, indices).to_dense().T.double().numpy()
+        return found
+
+    def of_error(self) -> Float64[np.ndarray, " position"]:
+        found = np.zeros(len(self.subject.asked))
+        found[self._places()] = self.error.double().numpy()
+        return found
+
+    def _places(self) -> list[int]:
+        return [self.subject.asked.index(position) for position in self.subject.positions]
+
+    @property
+    def total(self) -> float:
+        return float(self.features.values().double().sum() + self.error.double().sum())
+
+
+@dataclass(frozen=True)
+class _Feature:
+    """A feature that changes, and the mean over subjects of its estimate."""
+
+    index: int
+    estimated: float
+
+
+def run(method: FeatureAttribution, spec: AttributionSpec, context: MethodContext) -> AttributionResult:
+    """Rank the SAE's features by the magnitude of their mean effect, and check the estimates."""
+    assert context.sae is not None, "the worker loads the SAE that the specification names"
+    items: list[TokenizedPair | TokenizedExample] = [*context.inputs.pairs, *context.inputs.examples]
+    subjects = [
+        Subject.of(item, measure(spec.metric, item, context.inputs), method.mode, method.positions) for item in items
+    ]
+    found: list[Attributed] = []
+    for group in together(subjects, lambda subject: len(subject.base.ids), TOKENS_AT_ONCE):
+        found += _attributed(group, method, context, context.sae)
+    features = _ranked(found, context.sae)
+    top, sampled = chosen(features, method.check)
+    exact = _exact(found, [*top, *sampled], context.sae, context)
+    for feature in features[: method.top_k]:
+        finite(feature.estimated, "an estimated effect")
+    left_out = sum(len(one.change.left_out) for one in found)
+    if left_out:
+        context.warnings.append(f"{left_out} tokens are over the SAE's norm threshold and were left untouched")
+    return AttributionResult(
+        attribution=_outcome(
+            method,
+            spec,
+            found,
+            features=features,
+            exact=exact,
+            check=_check(top, sampled, exact),
+            in_use=context.sae,
+        ),
+        warnings=tuple(context.warnings),
+        provenance=context.provenance("feature_attribution", VERSION, method.check.seed),
+        usage=context.usage(),
+    )
+
+
+def _attributed(
+    subjects: Sequence[Subject], method: FeatureAttribution, context: MethodContext, in_use: SaeInUse
+) -> Iterator[Attributed]:
+    """The estimates of a few subjects together."""
+    site, first_order = site_of(in_use), method.estimate == "gradient_x_activation"
+    bases = [
+        Row(
+            subject.base.ids,
+            captures=(site,),
+            readout=subject.measured.readout,
+            gradients=Gradients(subject.measured.objective, (site,)) if first_order else None,
+        )
+        for subject in subjects
+    ]
+    sources = [row_of(subject.source, subject, site) for subject in subjects if subject.source is not None]
+    outcomes = context.run([*bases, *sources])
+    changes: list[Change] = []
+    for index, subject in enumerate(subjects):
+        source = outcomes[len(subjects) + index] if sources else None
+        other = source.captures[site] if source else None
+        changes.append(change_of(subject, outcomes[index].captures[site], other, in_use))
+    gradients = (
+        [outcome.gradients[site][list(one.positions)] for one, outcome in zip(subjects, outcomes, strict=False)]
+        if first_order
+        else _mean_gradients(subjects, changes, method, context)
+    )
+    W_dec = in_use.sae.W_dec.cpu()
+    for index, (subject, change, gradient) in enumerate(zip(subjects, changes, gradients, strict=True)):
+        value, slope = subject.measured.value, gradient.to(W_dec)
+        yield Attributed(
+            subject=subject,
+            change=change,
+            metric=finite(value(outcomes[index].values()), "the metric on the base run"),
+            source_metric=finite(value(outcomes[len(subjects) + index].values()), "the metric on the source run")
+            if sources
+            else None,
+            features=(change.features.to_dense() * (slope @ W_dec.T)).to_sparse(),
+            error=torch.einsum("pd,pd->p", change.error, slope),
+        )
+
+
+def _mean_gradients(
+    subjects: Sequence[Subject], changes: Sequence[Change], method: FeatureAttribution, context: MethodContext
+) -> list[Activation]:
+    """By subject, ∂m/∂x averaged over the way from base to source by the quadrature."""
+    means = [torch.zeros_like(change.whole, dtype=torch.float64) for change in changes]
+    steps = (
+        (index, alpha, weight)
+        for index, change in enumerate(changes)
+        for alpha, weight in nodes_of(method.quadrature, method.steps)
+        if change.positions
+    )
+    at_once = max(1, STEP_TOKENS_AT_ONCE // max(len(subject.base.ids) for subject in subjects))
+    while batch := list(islice(steps, at_once)):
+        rows = [_step(subjects[index], changes[index], alpha) for index, alpha, _ in batch]
+        for (index, _, weight), outcome in zip(batch, context.run(rows), strict=True):
+            (gradient,) = outcome.gradients.values()
+            means[index] += weight * gradient.double()
+    return [mean.float() for mean in means]
+
+
+def _step(subject: Subject, change: Change, alpha: float) -> Row:
+    gradients = Gradients(subject.measured.objective, (Capture(change.site, change.positions),))
+    readout = subject.measured.readout
+    return Row(subject.base.ids, change.add(alpha * change.whole), readout=readout, gradients=gradients)
+
+
+def _ranked(found: Sequence[Attributed], in_use: SaeInUse) -> list[_Feature]:
+    """Every feature that changes somewhere, by the magnitude of its mean effect."""
+    changed = {feature for one in found for feature in one.change.features.indices()[1].tolist()}
+    sums = torch.zeros(in_use.sae.d_sae, dtype=torch.float64)
+    for one in found:
+        sums.index_add_(0, one.features.indices()[1], one.features.values().double())
+    means = (sums / len(found)).tolist()
+    return sorted((_Feature(index, means[index]) for index in sorted(changed)), key=lambda one: -abs(one.estimated))
+
+
+def _exact(
+    found: Sequence[Attributed], features: Sequence[_Feature], in_use: SaeInUse, context: MethodContext
+) -> Float64[np.ndarray, "subject patch"]:
+    """By subject m(patched) − m(base): the whole site, the error, then every feature alone."""
+    effects = np.zeros((len(found), 2 + len(features)))
+    for number, one in enumerate(found):
+        subject, change = one.subject, one.change
+        readout, value = subject.measured.readout, subject.measured.value
+        rows = [Row(subject.base.ids, readout=readout)]
+        if change.positions:
+            rows += [
+                Row(subject.base.ids, change.add(added), readout=readout) for added in _added(one, features, in_use)
+            ]
+        values = [finite(value(outcome.values()), "the metric of a patched run") for outcome in context.run(rows)]
+        effects[number, : len(values) - 1] = np.array(values[1:]) - values[0]
+    return effects
+
+
+def _added(one: Attributed, features: Sequence[_Feature], in_use: SaeInUse) -> Iterator[Activation]:
+    yield one.change.whole
+    yield one.change.error
+    indices = torch.tensor([feature.index for feature in features], dtype=torch.long)
+    directions = in_use.sae.W_dec.cpu()[indices]
+    for by_position, direction in zip(one.change.of_features(indices).T, directions, strict=True):
+        yield by_position[:, None] * direction
+
+
+def _check(
+    top: Sequence[_Feature], sampled: Sequence[_Feature], exact: Float64[np.ndarray, "subject patch"]
+) -> FeatureCheck:
+    features, means = [*top, *sampled], exact.mean(axis=0)[2:]
+    estimated = np.array([feature.estimated for feature in features])
+    return FeatureCheck(
+        rank_correlation=rank_correlation(estimated, means),
+        largest_error=float(np.abs(estimated - means).max(initial=0.0)),
+        false_negatives=false_negatives(means, len(top)),
+        cells=tuple(
+            CheckedFeature(
+                index=feature.index,
+                chosen="top" if number < len(top) else "sampled",
+                estimated=feature.estimated,
+                exact=float(means[number]),
+            )
+            for number, feature in enumerate(features)
+        ),
+    )
+
+
+def _outcome(
+    method: FeatureAttribution,
+    spec: AttributionSpec,
+    found: Sequence[Attributed],
+    *,
+    features: Sequence[_Feature],
+    exact: Float64[np.ndarray, "subject patch"],
+    check: FeatureCheck,
+    in_use: SaeInUse,
+) -> FeatureAttributionOutcome:
+    indices = torch.tensor([feature.index for feature in features[: method.top_k]], dtype=torch.long)
+    own = np.stack([one.of_features(indices).sum(axis=1) for one in found])
+    integrated = method.estimate == "integrated_gradients"
+    by_position, error_by_position = _by_position(found, indices) if method.by_position else (None, None)
+    return FeatureAttributionOutcome(
+        site=in_use.facts.site,
+        layer=in_use.facts.layer,
+        source=method.source,
+        mode=method.mode if method.takes_pairs() else None,
+        estimate=method.estimate,
+        steps=method.steps if integrated else None,
+        quadrature=method.quadrature if integrated else None,
+        features=tuple(
+            AttributedFeature(index=int(index), effect=scalar_estimate(own[:, place]))
+            for place, index in enumerate(indices.tolist())
+        ),
+        changed=len(features),
+        error=_compared([float(one.of_error().sum()) for one in found], exact[:, 1]),
+        total=_compared([one.total for one in found], exact[:, 0]),
+        positions=(method.positions or found[0].subject.asked) if method.by_position else None,
+        by_position=by_position,
+        error_by_position=error_by_position,
+        runs=tuple(
+            _reported(one, float(replaced), values if spec.per_example else None)
+            for one, replaced, values in zip(found, exact[:, 0], own, strict=True)
+        ),
+        check=check,
+    )
+
+
+def _by_position(
+    found: Sequence[Attributed], indices: Tensor
+) -> tuple[InlineTensor | Statistic, InlineTensor | Statistic]:
+    features = RunningMean()
+    for one in found:
+        features.add(one.of_features(indices))
+    return features.estimate(("feature", "position")), estimate(
+        np.stack([one.of_error() for one in found]), ("position",)
+    )
+
+
+def _compared(estimated: Sequence[float], exact: Float64[np.ndarray, " subject"]) -> CheckedEffect:
+    values = np.array(estimated)
+    return CheckedEffect(
+        estimated=scalar_estimate(values), exact=scalar_estimate(exact), gap=scalar_estimate(exact - values)
+    )
+
+
+def _reported(one: Attributed, exact: float, features: Float64[np.ndarray, " feature"] | None) -> FeatureRun:
+    return FeatureRun(
+        tokens=one.subject.base,
+        source_tokens=one.subject.source,
+        metric=one.metric,
+        source_metric=one.source_metric,
+        left_out=one.change.left_out,
+        error=float(one.of_error().sum()),
+        sum=finite(one.total, "the sum of the estimates"),
+        exact=exact,
+        features=None if features is None else tuple(features.tolist()),
+    )

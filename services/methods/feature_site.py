@@ -1,0 +1,101 @@
+"""An SAE's features as parts of the model: what of the activation at its site becomes another run's, by feature.
+
+1. at the SAE's site x = Σ f_i d_i + b_dec + ε; positions are those asked for at which the two runs can differ;
+2. Δf = f_source − f_base, Δx = x_source − x_base, and the error's Δε = Δx − Σ Δf_i d_i, so that the parts add up to Δx;
+3. without another run the source has neither features nor error: x_source = b_dec;
+4. a token over the SAE's norm threshold in either run is left untouched: all of its changes are zero.
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from services.contracts.inputs import TokenizedExample, TokenizedPair
+from services.contracts.result import PromptTokens
+from services.contracts.sweep import SweptPosition, index_of
+from services.engine.row import Capture, Intervention, Row, Site
+from services.methods.context import SaeInUse
+from services.methods.metric import Measure
+
+Activation = Float[Tensor, "position d_model"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A pair or an example: the base run, which is changed; the source run, if any; where changes are asked for."""
+
+    base: PromptTokens
+    source: PromptTokens | None
+    measured: Measure
+    asked: tuple[int, ...]
+    positions: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        item: TokenizedPair | TokenizedExample,
+        measured: Measure,
+        mode: str,
+        positions: tuple[SweptPosition, ...] | None,
+    ) -> "Subject":
+        if isinstance(item, TokenizedExample):
+            length = len(item.prompt.ids)
+            asked = tuple(range(length)) if positions is None else tuple(int(at) % length for at in positions)
+            return cls(item.prompt, None, measured, asked, asked)
+        base, source = (item.corrupted, item.clean) if mode == "denoising" else (item.clean, item.corrupted)
+        length = len(base.ids)
+        asked = tuple(range(length)) if positions is None else tuple(index_of(at, item) for at in positions)
+        first = min(item.differing, default=length)
+        return cls(base, source, measured, asked, tuple(at for at in asked if at >= first))
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What changes at `positions` of a base run, by position; features sparse, as most of them are zero."""
+
+    site: Site
+    positions: tuple[int, ...]
+    left_out: tuple[int, ...]
+    features: Float[Tensor, "position d_sae"]
+    error: Activation
+    whole: Activation
+
+    def add(self, value: Activation) -> tuple[Intervention, ...]:
+        """`value` added at the positions; nothing where there are none."""
+        return (Intervention(self.site, self.positions, "add", value),) if self.positions else ()
+
+    def of_features(self, indices: Tensor) -> Float[Tensor, "position feature"]:
+        return self.features.index_select(1, indices).to_dense()
+
+
+def site_of(in_use: SaeInUse) -> Capture:
+    """The activation that the SAE reads."""
+    return Capture(Site(in_use.facts.site, in_use.facts.layer))
+
+
+def row_of(tokens: PromptTokens, subject: Subject, site: Capture) -> Row:
+    """An unpatched run with its activation at the SAE's site and its metric."""
+    return Row(tokens.ids, captures=(site,), readout=subject.measured.readout)
+
+
+def change_of(subject: Subject, base: Activation, source: Activation | None, in_use: SaeInUse) -> Change:
+    """What turns the base run's activation into the source's; each given at all positions."""
+    sae, at = in_use.sae, list(subject.positions)
+    x = base[at].to(sae.W_enc)
+    other = sae.b_dec.expand_as(x) if source is None else source[at].to(x)
+    counted, features = sae.within_norm(x), sae.encode(x)
+    changed = -features
+    if source is not None:
+        counted = counted & sae.within_norm(other)
+        changed = sae.encode(other) - features
+    changed = changed * counted[:, None]
+    whole = (other - x) * counted[:, None]
+    return Change(
+        site=site_of(in_use).site,
+        positions=subject.positions,
+        left_out=tuple(position for position, kept in zip(at, counted.tolist(), strict=True) if not kept),
+        features=changed.cpu().to_sparse(),
+        error=(whole - changed @ sae.W_dec).cpu(),
+        whole=whole.cpu(),
+    )

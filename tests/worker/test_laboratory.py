@@ -1,0 +1,98 @@
+"""What a worker's laboratory does about SAEs: those that do not fit are kept out, a damaged one fails its job alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.catalogue.catalogue import open_catalogue, sae_folder
+from services.catalogue.operator import CatalogueError, SaeEntry, file_sha256
+from services.contracts.errors import ErrorCode
+from services.contracts.features import FeaturesResult
+from services.engine.ticket import JobTicket
+from services.jobs.memory import MemoryJobStore
+from services.jobs.policy import JobPolicy
+from services.jobs.record import Claim, Size
+from services.saes.bundle import save_sae
+from services.saes.config import WEIGHTS_FILE
+from services.saes.errors import InvalidBundle
+from services.saes.prepare import prepare_sae
+from services.saes.sae import Sae, TopK
+from tests.prepared import prepare_family
+from tests.services.jobs.samples import new_job
+from worker.laboratory import Laboratory
+from worker.settings import WorkerSettings
+
+
+def prepare(root: Path, sae_id: str, *, layer: int = 1, d_model: int = 32) -> None:
+    """A random SAE on the tiny Llama, in the store."""
+    generator = torch.Generator().manual_seed(0)
+    W_enc = torch.randn(d_model, 64, generator=generator)
+    made = Sae(
+        W_enc=W_enc,
+        b_enc=torch.zeros(64),
+        W_dec=W_enc.T.contiguous(),
+        b_dec=torch.zeros(d_model),
+        activation=TopK(4),
+        apply_b_dec_to_input=True,
+        hook_name=f"blocks.{layer}.hook_resid_post",
+    )
+    save_sae(made, root / sae_id, model_name="tiny", context=16)
+    sha256 = file_sha256(root / sae_id / WEIGHTS_FILE)
+    prepare_sae(SaeEntry(id=sae_id, model="tiny-llama", path=sae_id, sha256=sha256), root, root / "home")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("operator")
+    prepare_family("llama", root, root / "home")
+    prepare(root, "sound")
+    prepare(root, "damaged")
+    return root
+
+
+@pytest.fixture
+def laboratory(root: Path) -> Iterator[Laboratory]:
+    laboratory = Laboratory(
+        WorkerSettings(home=root / "home", threads=1), open_catalogue(root / "home"), lambda _: None
+    )
+    yield laboratory
+    laboratory.close()
+
+
+def claim(sae_id: str) -> Claim:
+    store = MemoryJobStore(JobPolicy())
+    store.create(new_job(model="tiny-llama", sae=sae_id, promoted_logits=0))
+    claimed = store.claim("default", "worker", tuple(Size))
+    assert claimed is not None
+    return claimed
+
+
+def test_an_sae_damaged_after_it_was_prepared_fails_its_job_and_the_next_one_succeeds(
+    root: Path, laboratory: Laboratory
+) -> None:
+    path = sae_folder(root / "home", "damaged") / WEIGHTS_FILE
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InvalidBundle, match="has sha256") as refused:
+        laboratory.run(claim("damaged"), JobTicket("1", "ada"))
+    assert refused.value.code is ErrorCode.SAE_UNAVAILABLE
+    path.unlink()
+    with pytest.raises(InvalidBundle, match="cannot be read"):
+        laboratory.run(claim("damaged"), JobTicket("2", "ada"))
+    assert isinstance(laboratory.run(claim("sound"), JobTicket("3", "ada")), FeaturesResult)
+
+
+@pytest.mark.parametrize(
+    ("misfit", "message"),
+    [
+        ({"layer": 9}, r"reads layer 9: tiny-llama has layers 0\.\."),
+        ({"d_model": 33}, "reads 33 dimensions: tiny-llama has 32"),
+    ],
+)
+def test_an_sae_that_does_not_fit_the_model_is_not_prepared(root: Path, misfit: dict[str, int], message: str) -> None:
+    with pytest.raises(CatalogueError, match=message):
+        prepare(root, "misfit", **misfit)
+    assert not sae_folder(root / "home", "misfit").exists()
