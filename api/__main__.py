@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from pydantic import ValidationError
@@ -27,6 +28,8 @@ from services.adapters.redis_keys import RedisKeyStore
 from services.adapters.redis_labels import RedisLabelStore
 from services.adapters.redis_workers import RedisWorkers
 from services.catalogue.catalogue import open_catalogue
+from services.catalogue.feature_index import open_prepared
+from services.catalogue.feature_indexes import FeatureIndexes
 from services.catalogue.resolve import Limits
 from services.contracts.errors import LensdError
 from services.jobs.policy import JobPolicy
@@ -61,6 +64,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
     policy = JobPolicy()
     url = settings.redis_url.get_secret_value()
     client = make_client(url, patient=False)
+    catalogue = open_catalogue(settings.home)
     events = RedisJobEvents(url)
     services = GatewayServices(
         store=RedisJobStore(client, policy),
@@ -71,7 +75,8 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         keys=RedisKeyStore(client),
         labels=RedisLabelStore(client),
         audit=RedisAuditLog(client),
-        catalogue=open_catalogue(settings.home),
+        catalogue=catalogue,
+        features=FeatureIndexes(catalogue, partial(open_prepared, catalogue)),
         limits=Limits(
             tokens=settings.max_job_tokens,
             token_layers=settings.max_job_token_layers,

@@ -10,6 +10,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from services.catalogue.catalogue import Catalogue
+from services.catalogue.feature_indexes import FeatureIndexes
 from services.catalogue.resolve import Limits
 from services.jobs.ports import Blobs, Doorbell, JobEvents, JobStore, WorkerRegistry
 from services.labels.store import LabelStore
@@ -38,6 +39,7 @@ class GatewayServices:
     audit: AuditLog
     catalogue: Catalogue
     """Everything that is served; routes use `catalogue_for` the caller's key."""
+    features: FeatureIndexes
     limits: Limits
     pool: str
     """The worker pool that jobs go to."""

@@ -20,8 +20,10 @@ from pydantic import TypeAdapter
 
 from api.errors import Problem
 from api.routes import ROUTERS
+from api.routes.features import FeatureList
 from api.routes.keys import KeyRequest, RotationRequest
 from api.routes.models import TokenizeRequest
+from services.contracts.feature_card import FeatureCard
 from services.contracts.job import JobResult, JobSpec, JobView
 from services.contracts.label import LabelLine, LabelRequest
 
@@ -47,7 +49,7 @@ TAGS = [
 ]
 
 _REQUESTS: tuple[Any, ...] = (JobSpec, TokenizeRequest, LabelRequest, LabelLine, KeyRequest, RotationRequest)
-_ANSWERS: tuple[Any, ...] = (JobView, JobResult, Problem)
+_ANSWERS: tuple[Any, ...] = (JobView, JobResult, FeatureCard, FeatureList, Problem)
 """Schemas of what routes write by themselves, which FastAPI therefore does not find."""
 
 

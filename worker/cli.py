@@ -1,16 +1,21 @@
 """`lensd-worker`: the operator's commands that need the model libraries.
 
 lensd-worker prepare [ID ...]     put the catalogue's models and SAEs into the store; what is there already is left
+lensd-worker index-sae ID [ID ...] --corpus FILE
+                                  find out what the features of SAEs fire on; goes on where it was stopped
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from services.catalogue.catalogue import model_folder, sae_folder
-from services.catalogue.operator import CatalogueError, OperatorCatalogue, read_operator_catalogue
-from services.catalogue.store import is_prepared
+from services.catalogue.feature_indexes import INDEX_FILE
+from services.catalogue.operator import CatalogueError, OperatorCatalogue, SaeEntry, read_operator_catalogue
+from services.catalogue.store import has_index_of, is_prepared
+from services.contracts.errors import LensdError
 from worker.settings import WorkerSettings
 
 
@@ -19,10 +24,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="put the catalogue's models and SAEs into the store")
     prepare.add_argument("ids", nargs="*", metavar="ID", help="only these (default: all)")
+    index = commands.add_parser(
+        "index-sae", help="make the feature indexes of SAEs of one model, in one pass over text"
+    )
+    index.add_argument("ids", nargs="+", metavar="ID", help="SAEs that are prepared")
+    index.add_argument(
+        "--corpus", type=Path, required=True, metavar="FILE", help='JSONL: {"id", "source", "licence", "text"} a line'
+    )
+    index.add_argument("--tokens", type=_positive, metavar="N", help="only the first N tokens (default: all)")
+    index.add_argument(
+        "--out", type=Path, metavar="DIR", help="write DIR/ID/features.sqlite (default: beside the SAE, and prepare it)"
+    )
     parsed = parser.parse_args(arguments)
+    settings = WorkerSettings()
     try:
-        _prepare(parsed.ids, WorkerSettings())
-    except CatalogueError as error:
+        if parsed.command == "prepare":
+            _prepare(parsed.ids, settings)
+        else:
+            _index(parsed, settings)
+    except LensdError as error:
         sys.exit(f"lensd-worker: {error.message}")
 
 
@@ -37,7 +57,7 @@ def _prepare(ids: Sequence[str], settings: WorkerSettings) -> None:
     saes = [
         entry
         for entry in catalogue.saes
-        if _wanted(entry.id, ids) and not is_prepared(sae_folder(settings.home, entry.id), entry)
+        if _wanted(entry.id, ids) and not _is_prepared(entry, root, sae_folder(settings.home, entry.id))
     ]
     if not models and not saes:
         return
@@ -53,6 +73,31 @@ def _prepare(ids: Sequence[str], settings: WorkerSettings) -> None:
     for sae in saes:
         print(f"preparing the SAE {sae.id} (once)", flush=True)
         prepare_sae(sae, root, settings.home)
+
+
+def _is_prepared(entry: SaeEntry, root: Path, folder: Path) -> bool:
+    return is_prepared(folder, entry) and has_index_of(folder, root / entry.path)
+
+
+def _index(arguments: argparse.Namespace, settings: WorkerSettings) -> None:
+    catalogue, root = read_operator_catalogue(settings.catalogue)
+    _refuse_unknown(arguments.ids, catalogue)
+    os.environ |= {"HF_HUB_OFFLINE": "1"}
+    from worker.indexing import index_saes  # noqa: PLC0415 - as above
+
+    entries = [entry for entry in catalogue.saes if entry.id in arguments.ids]
+    folders = {entry.id: arguments.out / entry.id if arguments.out else root / entry.path for entry in entries}
+    outputs = {sae_id: folder.resolve() / INDEX_FILE for sae_id, folder in folders.items()}
+    index_saes(arguments.ids, settings, corpus_path=arguments.corpus, limit=arguments.tokens, outputs=outputs)
+    if arguments.out is None:
+        _prepare(arguments.ids, settings)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def _wanted(entry_id: str, ids: Sequence[str]) -> bool:

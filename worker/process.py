@@ -13,7 +13,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from services.adapters.celery_doorbell import CeleryDoorbell
 from services.adapters.folder_blobs import FolderBlobs
@@ -63,7 +63,7 @@ class WorkerProcess:
         self._laboratory = Laboratory(settings, open_catalogue(settings.home), self._note_batch)
         self._heartbeat = Heartbeat(self._quick_store, self._registry, self._state, policy.heartbeat_s)
         self._reaper = Reaper(self._quick_store, self._blobs, self._doorbell, every_s=policy.reap_every_s)
-        self._slots = Slots(settings.large_slots)
+        self._slots = Slots(settings.slots, settings.large_slots)
         self._draining = threading.Event()
 
     def start(self) -> None:
@@ -127,11 +127,11 @@ class WorkerProcess:
             log.warning("nobody listens for jobs until it rings again: %s", error.message)
         return False
 
-    def _claim(self, sizes: Sequence[Size]) -> Claim | None:
+    def _claim(self, sizes: Sequence[Size], without: Mapping[Size, Collection[str]]) -> Claim | None:
         if self._draining.is_set():
             return None
         try:
-            return self._store.claim(self._settings.pool, self._name, sizes)
+            return self._store.claim(self._settings.pool, self._name, sizes, without)
         except Unavailable as error:
             log.warning("no job could be claimed: %s", error.message)
             return None

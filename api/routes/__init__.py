@@ -1,6 +1,6 @@
 """The routes, one file per thing that they are about."""
 
-from api.routes import figure, health, jobs, keys, labels, models, results, saes
+from api.routes import features, figure, health, jobs, keys, labels, models, results, saes
 
 ROUTERS = (
     jobs.router,
@@ -8,6 +8,7 @@ ROUTERS = (
     figure.router,
     models.router,
     saes.router,
+    features.router,
     labels.router,
     keys.router,
     health.router,

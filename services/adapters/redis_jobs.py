@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import cast
 
+import orjson
 from redis import Redis
 
 from services.adapters.lua_scripts import Argument, LuaScripts
@@ -31,7 +32,7 @@ from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
 from services.contracts.job import JobError, JobProgress, JobStatus, JobSummary
 from services.jobs.limits import queue_share_filled, quota_exceeded, too_many_jobs
 from services.jobs.policy import JobPolicy
-from services.jobs.ports import JobFilter, Page, Reaped
+from services.jobs.ports import NOBODY, JobFilter, Page, Reaped
 from services.jobs.record import (
     Beat,
     Cancelled,
@@ -129,8 +130,11 @@ class RedisJobStore:
             before = places[-1][1]
         return _page(found, before)
 
-    def claim(self, pool: str, worker: str, sizes: Sequence[Size]) -> Claim | None:
-        while (answer := self._scripts.run("claim", self._policy, pool, worker, *sizes)) is not None:
+    def claim(
+        self, pool: str, worker: str, sizes: Sequence[Size], without: Mapping[Size, Collection[str]] = NOBODY
+    ) -> Claim | None:
+        owners = orjson.dumps({size.value: dict.fromkeys(without.get(size, ()), True) for size in Size})
+        while (answer := self._scripts.run("claim", self._policy, pool, worker, owners, *sizes)) is not None:
             job_id, fields = answer[0].decode(), flat_hash(answer[1])
             try:
                 return claim_of(job_id, fields, worker)

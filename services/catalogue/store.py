@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.catalogue.operator import ModelEntry, SaeEntry
+from services.catalogue.feature_indexes import INDEX_FILE
+from services.catalogue.operator import ModelEntry, SaeEntry, file_sha256
 
 _LAYOUT = 2
 """Raise it when what a prepared folder holds changes."""
@@ -22,6 +23,13 @@ def is_prepared(folder: Path, entry: ModelEntry | SaeEntry) -> bool:
     """Whether `folder` holds exactly what `entry` asks for."""
     mark = folder / _FINGERPRINT
     return mark.is_file() and mark.read_text(encoding="ascii") == _fingerprint(entry)
+
+
+def has_index_of(folder: Path, source: Path) -> bool:
+    """Whether the prepared SAE in `folder` has the same feature index as the operator's, which may be none."""
+    indexes = [path / INDEX_FILE for path in (folder, source)]
+    there = [path.is_file() for path in indexes]
+    return there == [False, False] or (all(there) and file_sha256(indexes[0]) == file_sha256(indexes[1]))
 
 
 @contextmanager

@@ -10,18 +10,7 @@ from pydantic import Field
 
 from services.contracts.base import CatalogueId, Contract
 from services.contracts.features import PromotedToken
-
-
-class IndexFacts(Contract):
-    """Over what an SAE was indexed. `tokens_over_norm` counts the tokens over its norm threshold."""
-
-    tokens: int
-    tokens_over_norm: int
-    documents: int
-    corpus: Annotated[str, Field(description="Where the text comes from, and under which licences.")]
-    corpus_sha256: str
-    sae_sha256: Annotated[str, Field(description="Of the weights file that was indexed.")]
-    sha256: Annotated[str, Field(description="Of the index file.")]
+from services.contracts.sae import IndexFacts
 
 
 class Histogram(Contract):

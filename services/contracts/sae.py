@@ -1,11 +1,23 @@
 """The facts of a served sparse autoencoder."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from services.contracts.base import CatalogueId, Contract
 from services.contracts.site import SiteName
+
+
+class IndexFacts(Contract):
+    """Over what an SAE was indexed. `tokens_over_norm` counts the tokens over its norm threshold."""
+
+    tokens: int
+    tokens_over_norm: int
+    documents: int
+    corpus: Annotated[str, Field(description="Where the text comes from, and under which licences.")]
+    corpus_sha256: str
+    sae_sha256: Annotated[str, Field(description="Of the weights file that was indexed.")]
+    sha256: Annotated[str, Field(description="Of the index file.")]
 
 
 class SaeFacts(Contract):
@@ -24,4 +36,7 @@ class SaeFacts(Contract):
     sha256: str = Field(description="Of the weights file.")
     extras_sha256: str | None = Field(default=None, description="Of the mean activation's file; null without one.")
     license: str | None = None
+    index: IndexFacts | None = Field(
+        default=None, description="Over what its features were indexed; null if they were not."
+    )
     card: dict[str, Any] = Field(default={}, description="Its card: every figure measured on held-out documents.")

@@ -1,14 +1,16 @@
-"""Whose rows run next: jobs take turns, and rows that can share a batch do, whoever asked for them.
+"""Whose rows run next: owners take turns, each one's jobs too, and rows that can share a batch do, whoever asked.
 
-1. The job at the head of the line leads; its next rows decide what kind of batch it will be (model, length, depth).
-2. Every job with rows of that kind gets an equal part of the batch, at least one row; what a job does not use goes to
-   the others in turn.
-3. The leader goes to the end of the line.
+1. The owner at the head of the line leads with the first of its jobs, whose next rows decide what kind of batch it
+   will be (model, length, depth).
+2. Every owner with rows of that kind gets an equal part of the batch, and each of its jobs an equal part of that; the
+   leader gets at least one row, and what a job does not use goes to the others in turn.
+3. The leader goes to the end of its owner's line, the owner to the end of the line of owners.
 
-So a job of one row behind a sweep of ten thousand starts with the next batch, or the one after.
+So a job of one row behind a sweep of ten thousand, or behind a hundred sweeps of one owner, starts with the next batch,
+or the one after.
 """
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -44,23 +46,27 @@ class Scheduler:
 
     def __init__(self) -> None:
         self._line: OrderedDict[JobTicket, OrderedDict[Hashable, deque[Task]]] = OrderedDict()
+        self._owners: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
         return sum(len(tasks) for kinds in self._line.values() for tasks in kinds.values())
 
     def tickets(self) -> tuple[JobTicket, ...]:
-        """Jobs that wait, the next leader first."""
+        """Jobs that wait, each owner's in the order of their turns."""
         return tuple(self._line)
 
     def add(self, tasks: Iterable[Task]) -> None:
         for task in sorted(tasks, key=lambda task: task.order):
             kinds = self._line.setdefault(task.ticket, OrderedDict())
+            self._owners.setdefault(task.ticket.owner)
             kind = (task.kind, task.ticket.id) if task.ticket.alone else task.kind
             kinds.setdefault(kind, deque()).append(task)
 
     def remove(self, ticket: JobTicket) -> list[Task]:
         """Take all waiting rows of a job out of the line."""
-        return [task for tasks in self._line.pop(ticket, {}).values() for task in tasks]
+        tasks = [task for tasks in self._line.pop(ticket, {}).values() for task in tasks]
+        self._forget_owner_without_jobs(ticket.owner)
+        return tasks
 
     def next_batch(self, limit: int, *, gradients: int = 0) -> list[Task]:
         """The rows to run next, of one kind, at most `limit` tokens together unless a single row exceeds it.
@@ -69,19 +75,30 @@ class Scheduler:
         """
         if not self._line:
             return []
-        leader, kinds = next(iter(self._line.items()))
+        leader = self._leader()
+        kinds = self._line[leader]
         kind = min(kinds, key=lambda kind: kinds[kind][0].order)
-        members = [ticket for ticket, kinds in self._line.items() if kind in kinds]
+        others = (ticket for ticket, kinds in self._line.items() if kind in kinds and ticket is not leader)
+        members = [leader, *others]
         limit = limit if kinds[kind][0].lane.row.gradients is None else gradients
+        jobs_of = Counter(ticket.owner for ticket in members)
         batch: list[Task] = []
-        for share in (limit / len(members), float(limit)):
-            for ticket in members:
-                self._take(batch, self._line[ticket].get(kind), share, limit)
+        for ticket in members:
+            self._take(batch, self._line[ticket].get(kind), limit / len(jobs_of) / jobs_of[ticket.owner], limit)
+        for ticket in members:
+            self._take(batch, self._line[ticket].get(kind), float(limit), limit)
+        self._end_turn(leader)
         for ticket in members:
             self._tidy(ticket, kind)
-        if leader in self._line:
-            self._line.move_to_end(leader)
         return batch
+
+    def _leader(self) -> JobTicket:
+        owner = next(iter(self._owners))
+        return next(ticket for ticket in self._line if ticket.owner == owner)
+
+    def _end_turn(self, leader: JobTicket) -> None:
+        self._line.move_to_end(leader)
+        self._owners.move_to_end(leader.owner)
 
     @staticmethod
     def _take(batch: list[Task], waiting: "deque[Task] | None", share: float, limit: int) -> None:
@@ -99,3 +116,8 @@ class Scheduler:
             del kinds[kind]
         if not kinds:
             del self._line[ticket]
+            self._forget_owner_without_jobs(ticket.owner)
+
+    def _forget_owner_without_jobs(self, owner: str) -> None:
+        if all(ticket.owner != owner for ticket in self._line):
+            self._owners.pop(owner, None)

@@ -206,6 +206,11 @@ class Weights:
         """Rows of W_U^T for `tokens`, times `logit_scale`: dot products with the final norm's output give logits."""
         return self.W_U.T[tokens] * self.logit_scale
 
+    def unembedded(self, directions: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
+        """Logits that one unit of each direction of the residual stream adds: the final norm's gain, no scale."""
+        unit = torch.ones(1).to(self.W_U)
+        return (self.final_norm.linear(directions.to(self.W_U), unit) @ self.W_U) * self.logit_scale
+
     def _projection(self, layer: int) -> Any:
         return self._bridge.blocks[layer].attn.o.original_component
 

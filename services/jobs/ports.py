@@ -18,6 +18,8 @@ from typing import Protocol
 from services.contracts.job import JobProgress, JobStatus, JobSummary
 from services.jobs.record import Beat, Claim, Ending, Idempotency, JobEvent, JobRecord, NewJob, Size
 
+NOBODY: Mapping[Size, Collection[str]] = {}
+
 
 @dataclass(frozen=True)
 class JobFilter:
@@ -81,9 +83,11 @@ class JobStore(Protocol):
     def list(self, owner: str, where: JobFilter, cursor: str | None, limit: int) -> Page:
         """The owner's jobs; raises Refused(INVALID_REQUEST) on a cursor that is not ours."""
 
-    def claim(self, pool: str, worker: str, sizes: Sequence[Size]) -> Claim | None:
+    def claim(
+        self, pool: str, worker: str, sizes: Sequence[Size], without: Mapping[Size, Collection[str]] = NOBODY
+    ) -> Claim | None:
         """The pool's next job of one of `sizes`, or None: interactive before batch, then as `sizes` are ordered, then
-        round robin over owners, without those that run as many jobs as they may.
+        round robin over owners, `without` those named for a size, and without those that run as many jobs as they may.
 
         Fails jobs past their deadline on the way. `worker` names one process for its lifetime and never another.
         """

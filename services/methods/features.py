@@ -173,9 +173,7 @@ def _effects(features: list[int], count: int, sae: Sae, context: MethodContext) 
     weights = context.weights()
     for start in range(0, len(features), EFFECTS_AT_ONCE):
         indices = features[start : start + EFFECTS_AT_ONCE]
-        directions = sae.W_dec[indices].to(weights.W_U)
-        unit = torch.ones(1).to(weights.W_U)
-        logits = (weights.final_norm.linear(directions, unit) @ weights.W_U) * weights.logit_scale
+        logits = weights.unembedded(sae.W_dec[indices])
         promoted, suppressed = logits.topk(count, dim=1), logits.topk(count, dim=1, largest=False)
         for row, index in enumerate(indices):
             yield FeatureEffect(

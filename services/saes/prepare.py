@@ -3,16 +3,19 @@
 import json
 import re
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from services.catalogue.catalogue import FACTS, model_folder, sae_folder
+from services.catalogue.feature_index import open_index
+from services.catalogue.feature_indexes import INDEX_FILE
 from services.catalogue.operator import CatalogueError, SaeEntry, resolve_inside
 from services.catalogue.store import preparing
 from services.contracts.errors import LensdError
 from services.contracts.model import ModelFacts
-from services.contracts.sae import SaeFacts
+from services.contracts.sae import IndexFacts, SaeFacts
 from services.contracts.site import SiteName
 from services.saes.bundle import load_sae
 from services.saes.config import CONFIG_FILE, EXTRAS_FILE, WEIGHTS_FILE, sha256_of
@@ -31,7 +34,7 @@ def prepare_sae(entry: SaeEntry, root: Path, home: Path) -> SaeFacts:
     """
     source = resolve_inside(root, entry.path)
     with preparing(sae_folder(home, entry.id), entry) as partial:
-        for name in (CONFIG_FILE, WEIGHTS_FILE, EXTRAS_FILE, CARD_FILE):
+        for name in (CONFIG_FILE, WEIGHTS_FILE, EXTRAS_FILE, CARD_FILE, INDEX_FILE):
             if (source / name).is_file():
                 shutil.copyfile(source / name, partial / name)
         try:
@@ -68,9 +71,29 @@ def _facts(entry: SaeEntry, sae: Sae, folder: Path) -> SaeFacts:
             "sha256": sae.sha256,
             "extras_sha256": sha256_of(extras) if (extras := folder / EXTRAS_FILE).is_file() else None,
             "license": entry.license,
+            "index": _index_facts(entry, sae, folder / INDEX_FILE),
             "card": json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {},
         }
     )
+
+
+def _index_facts(entry: SaeEntry, sae: Sae, path: Path) -> IndexFacts | None:
+    """What the index beside the SAE was made over; raises CatalogueError for a damaged one, or another SAE's."""
+    if not path.is_file():
+        return None
+    try:
+        with closing(open_index(path, sae_id=entry.id)) as index:
+            index.check()
+    except LensdError as error:
+        raise CatalogueError(f"{entry.id}: {error.message}") from error
+    if index.facts.sae_sha256 != sae.sha256:
+        raise CatalogueError(
+            f"{entry.id}: {INDEX_FILE} was made for the weights {index.facts.sae_sha256}, these are {sae.sha256}: "
+            "make it again with `lensd-worker index-sae`, or remove it"
+        )
+    if index.features != sae.d_sae:
+        raise CatalogueError(f"{entry.id}: {INDEX_FILE} holds {index.features} features, the SAE has {sae.d_sae}")
+    return index.facts
 
 
 def _refuse_misfit(facts: SaeFacts, trained_on: str | None, home: Path) -> None:

@@ -13,6 +13,7 @@ from api.app import create_app
 from api.dependencies import GatewayServices
 from api.limits import RequestLimits
 from services.catalogue.catalogue import Catalogue, open_catalogue
+from services.catalogue.feature_indexes import FeatureIndexes, FeatureReader
 from services.catalogue.resolve import Limits
 from services.contracts.job import JobError, JobProgress
 from services.jobs.memory import MemoryBlobs, MemoryDoorbell, MemoryEvents, MemoryJobStore, MemoryWorkers
@@ -83,6 +84,10 @@ class Stand:
         return create_app(replace(self.services, **ports), RequestLimits())
 
 
+def unopened(path: Path) -> FeatureReader:
+    raise AssertionError(f"{path} is no index")
+
+
 @pytest.fixture
 def stand(tiny_catalogue: Catalogue) -> Stand:
     store, keys, blobs = MemoryJobStore(JobPolicy()), MemoryKeyStore(), MemoryBlobs()
@@ -97,6 +102,7 @@ def stand(tiny_catalogue: Catalogue) -> Stand:
         labels=MemoryLabelStore(),
         audit=MemoryAuditLog(),
         catalogue=tiny_catalogue,
+        features=FeatureIndexes(tiny_catalogue, unopened),
         limits=Limits(tokens=10_000),
         pool=POOL,
     )

@@ -158,3 +158,22 @@ def test_the_keys_of_the_local_stack_are_found_by_its_data_directory(
     assert store_url(GatewaySettings(home=tmp_path)) == "redis://:pw@127.0.0.1:20001/0"
     monkeypatch.setenv("LENSD_REDIS_URL", "redis://elsewhere:6379/0")
     assert store_url(GatewaySettings(home=tmp_path)) == "redis://elsewhere:6379/0"
+
+
+def test_every_command_of_the_page_on_operating_is_understood() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
+    commands = [line.split()[1:] for line in page.splitlines() if line.startswith("lensd ")]
+    assert {command[1] for command in commands} == {"new", "list", "rotate", "revoke"}
+    for command in commands:
+        assert make_parser().parse_args(command).command == "keys"
+
+
+def test_the_page_on_operating_tells_the_defaults_of_the_settings() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
+    limits = GatewaySettings().tenant_limits()
+    assert f"| {limits.rate.per_second:.0f}, {limits.rate.burst} |" in page
+    assert f"queued and running | {limits.jobs.jobs} |" in page
+    assert f"| {limits.jobs.queue_share} | `queue_share`" in page
+    assert (limits.jobs.running, limits.jobs.daily_token_layers) == (None, None)
+    for name in KeyLimits.model_fields:
+        assert f"`{name}`" in page

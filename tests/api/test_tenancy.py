@@ -73,7 +73,7 @@ OF_THE_CATALOGUE = [each for each in OPERATIONS if each.values[0].parameters & C
 
 @dataclass(frozen=True)
 class Alices:
-    """What Alice has: a finished job, a key; whatever else a parameter may name is none of hers."""
+    """What Alice has: a finished job, a feature's label, a key; what else a parameter may name is none of hers."""
 
     names: Mapping[str, str]
     before: Mapping[str, Any]
@@ -85,10 +85,13 @@ async def alices(stand: Stand) -> AsyncIterator[Alices]:
         created = await alice.post("/v1/jobs", json={**PATCHING, "label": SECRET, "metadata": {"note": SECRET}})
         job_id = created.json()["id"]
         stand.succeed(stand.claim(), StoredResult(document=json.dumps({"kind": "patching", "note": SECRET})))
+        label = f"/v1/saes/{SAE}/features/{WITHIN['index']}/label"
+        assert (await alice.put(label, json={"text": SECRET, "author": "alice", "method": "human"})).status_code == 200
         before = (await alice.get(f"/v1/jobs/{job_id}")).json()
         key_id = stand.keys.list()[0].id
         yield Alices({**ABSENT, **CATALOGUE, "job_id": job_id, "key_id": key_id}, before)
         assert (await alice.get(f"/v1/jobs/{job_id}")).json() == before, "someone changed it"
+        assert SECRET in (await alice.get(f"/v1/saes/{SAE}/labels")).text, "someone deleted it"
 
 
 def body_of(response: httpx.Response) -> object:

@@ -1,10 +1,10 @@
 """How a worker's slots are shared between small and large jobs."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from itertools import islice
+from itertools import count, islice
 from threading import Barrier, Event
 
 import pytest
@@ -21,19 +21,23 @@ SMALL_ONLY = (Size.SMALL,)
 class Worker:
     """Slots over a store, one after another; what each claim asked for is kept."""
 
-    def __init__(self, large_slots: int) -> None:
+    def __init__(self, large_slots: int, slots: int = 1_000) -> None:
         self.bench = memory_bench()
+        self.owners = count(1)
         self.asked: list[Sequence[Size]] = []
-        self.slots = Slots(large_slots)
+        self.slots = Slots(slots, large_slots)
 
-    def claim(self, sizes: Sequence[Size]) -> Claim | None:
+    def claim(self, sizes: Sequence[Size], without: Mapping[Size, Collection[str]]) -> Claim | None:
         self.asked.append(sizes)
-        return self.bench.store.claim("default", "w1", sizes)
+        return self.bench.store.claim("default", "w1", sizes, without)
 
     def submit(self, small: int = 0, large: int = 0) -> None:
-        for size, count in ((Size.SMALL, small), (Size.LARGE, large)):
-            for _ in range(count):
-                self.bench.submit(size=size)
+        for size, jobs in ((Size.SMALL, small), (Size.LARGE, large)):
+            for _ in range(jobs):
+                self.bench.submit(owner=f"owner-{next(self.owners)}", size=size)
+
+    def submit_for(self, owner: str, size: Size) -> None:
+        self.bench.submit(owner=owner, size=size)
 
     def start(self, running: ExitStack) -> Size | None:
         """One more slot takes a job, which runs until the stack is closed."""
@@ -87,7 +91,7 @@ def test_a_job_that_raises_makes_room_too(running: ExitStack) -> None:
 
 
 def test_a_claim_that_raises_takes_no_room(running: ExitStack) -> None:
-    def claim(_: Sequence[Size]) -> Claim | None:
+    def claim(_: Sequence[Size], __: Mapping[Size, Collection[str]]) -> Claim | None:
         raise RuntimeError
 
     worker = Worker(large_slots=1)
@@ -102,9 +106,9 @@ def test_slots_that_wake_together_take_no_more_large_jobs_than_they_may() -> Non
     worker.submit(large=8)
     together, enough = Barrier(8), Event()
 
-    def slow_claim(sizes: Sequence[Size]) -> Claim | None:
+    def slow_claim(sizes: Sequence[Size], without: Mapping[Size, Collection[str]]) -> Claim | None:
         time.sleep(0.01)
-        return worker.claim(sizes)
+        return worker.claim(sizes, without)
 
     def slot() -> Claim | None:
         together.wait(5)
@@ -135,3 +139,29 @@ def test_a_slot_that_goes_to_sleep_leaves_no_large_job_behind() -> None:
     with ThreadPoolExecutor(6) as threads:
         list(threads.map(slot, range(6)))
     assert worker.bench.store.depth("default") == 0
+
+
+@pytest.mark.parametrize("size", Size)
+def test_one_owner_never_holds_every_slot(running: ExitStack, size: Size) -> None:
+    worker = Worker(slots=16, large_slots=8)
+    for _ in range(20):
+        worker.submit_for("ada", size)
+    started = [worker.start(running) for _ in range(16)]
+    assert sum(each is not None for each in started) == {Size.SMALL: 14, Size.LARGE: 7}[size]
+    worker.submit_for("bob", size)
+    assert worker.start(running) is size
+
+
+def test_an_owner_whose_large_slots_are_taken_still_runs_small_jobs(running: ExitStack) -> None:
+    worker = Worker(slots=16, large_slots=4)
+    for size in (Size.LARGE,) * 9 + (Size.SMALL,) * 2:
+        worker.submit_for("ada", size)
+    started = [worker.start(running) for _ in range(6)]
+    assert started.count(Size.LARGE) == 3
+    assert started.count(Size.SMALL) == 2
+
+
+def test_where_there_is_one_slot_it_is_anyones(running: ExitStack) -> None:
+    worker = Worker(slots=1, large_slots=1)
+    worker.submit_for("ada", Size.LARGE)
+    assert worker.start(running) is Size.LARGE

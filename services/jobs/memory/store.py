@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
@@ -17,7 +18,7 @@ from services.jobs.memory.charges import Charges
 from services.jobs.memory.rounds import Rounds
 from services.jobs.memory.turns import Turns
 from services.jobs.policy import JobPolicy
-from services.jobs.ports import JobFilter, Page, Reaped
+from services.jobs.ports import NOBODY, JobFilter, Page, Reaped
 from services.jobs.record import (
     DEADLINE_EXCEEDED,
     WORKER_LOST,
@@ -122,10 +123,13 @@ class MemoryJobStore:
             cursor=base64.urlsafe_b64encode(b"%d" % found[limit - 1].number).decode() if more else None,
         )
 
-    def claim(self, pool: str, worker: str, sizes: Sequence[Size]) -> Claim | None:
+    def claim(
+        self, pool: str, worker: str, sizes: Sequence[Size], without: Mapping[Size, Collection[str]] = NOBODY
+    ) -> Claim | None:
         with self._lock:
             for priority, size in itertools.product(("interactive", "batch"), sizes):
-                while job_id := self._turns[pool, priority, size].next(self._may_start):
+                may_start = partial(self._may_start, without.get(size, ()))
+                while job_id := self._turns[pool, priority, size].next(may_start):
                     job = self._jobs[job_id]
                     if self._past_deadline(job):
                         self._end(job, JobStatus.FAILED, error=DEADLINE_EXCEEDED)
@@ -133,10 +137,10 @@ class MemoryJobStore:
                         return self._start(job, worker)
             return None
 
-    def _may_start(self, owner: str, job_id: str) -> bool:
+    def _may_start(self, without: Collection[str], owner: str, job_id: str) -> bool:
         bound = self._jobs[job_id].new.limits.running
         running = sum(job.record.status is JobStatus.RUNNING for job in self._living_of(owner))
-        return bound is None or running < bound
+        return owner not in without and (bound is None or running < bound)
 
     def _start(self, job: _Job, worker: str) -> Claim:
         job.blamed += job.suspected == "blamed"

@@ -7,7 +7,7 @@ import pytest
 from services.contracts.errors import ErrorCode, Limited, Unavailable
 from services.contracts.job import JobError
 from services.jobs.limits import OwnerLimits
-from services.jobs.record import Cancelled, Failed, Idempotency
+from services.jobs.record import Cancelled, Failed, Idempotency, Size
 from tests.services.jobs.bench import POLICY, Bench
 from tests.services.jobs.samples import DONE, new_job
 
@@ -157,3 +157,12 @@ def test_what_an_owner_has_of_its_own_is_told_before_what_all_share(bench: Bench
     with pytest.raises(Unavailable) as refused:
         submit(bench, OwnerLimits(jobs=1))
     assert refused.value.code is ErrorCode.QUEUE_FULL
+
+
+def test_a_worker_passes_over_the_owners_it_names_for_a_size(bench: Bench) -> None:
+    small, large = bench.submit("ada", Size.SMALL), bench.submit("ada", Size.LARGE)
+    bob = bench.submit("bob", Size.LARGE)
+    without = {Size.SMALL: ("eve",), Size.LARGE: ("ada",)}
+    claims = [bench.store.claim("default", "w1", (Size.LARGE, Size.SMALL), without) for _ in range(3)]
+    assert [claim and claim.job.id for claim in claims] == [bob, small, None]
+    assert bench.claimed() == large

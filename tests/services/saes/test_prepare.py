@@ -4,18 +4,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from services.catalogue.catalogue import open_catalogue
+from services.catalogue.feature_file import IndexHeader, Ranked
+from services.catalogue.feature_indexes import INDEX_FILE
 from services.catalogue.operator import CatalogueError, SaeEntry, file_sha256
+from services.catalogue.store import has_index_of
 from services.saes.bundle import load_sae
 from services.saes.config import EXTRAS_FILE, WEIGHTS_FILE
+from services.saes.index.contexts import describe
+from services.saes.index.corpus import IndexCorpus
+from services.saes.index.firings import FeatureFirings
+from services.saes.index.writer import write_index
 from services.saes.prepare import prepare_sae
 from services.saes.sae import Sae
 from services.saes.shelf import SaeShelf
-from tests.services.saes.conftest import D_MODEL
+from tests.services.saes.conftest import D_MODEL, D_SAE
 
 SaeFolder = Callable[..., Path]
 
@@ -91,3 +99,77 @@ def test_a_mean_activation_that_the_catalogue_does_not_expect_is_refused(sae_fol
     save_file({"mean_activation": torch.ones(D_MODEL)}, folder / EXTRAS_FILE)
     with pytest.raises(CatalogueError, match=r"lensd.safetensors has sha256"):
         prepare_sae(pinned, tmp_path, tmp_path / "home")
+
+
+def indexed(folder: Path, corpus: IndexCorpus, **changes: Any) -> None:
+    """Puts an index beside the SAE in `folder`, as if made for what `changes` says."""
+    header = {
+        "features": D_SAE,
+        "tokens": len(corpus.tokens),
+        "tokens_over_norm": 0,
+        "documents": len(corpus.starts),
+        "corpus": corpus.description,
+        "corpus_sha256": corpus.sha256,
+        "sae_sha256": file_sha256(folder / WEIGHTS_FILE),
+        **changes,
+    }
+    nothing = Ranked(np.zeros(0, np.uint32), np.zeros(0, np.float32))
+    silent = (
+        describe(
+            FeatureFirings(feature, np.zeros(0, np.int64), np.zeros(0, np.float32)),
+            corpus,
+            promoted=nothing,
+            suppressed=nothing,
+            nearest_by_decoder=nothing,
+            nearest_by_coactivation=nothing,
+        )
+        for feature in range(header["features"])
+    )
+    write_index(folder / INDEX_FILE, IndexHeader(**header), corpus, silent, str)
+
+
+@pytest.fixture
+def corpus() -> IndexCorpus:
+    return IndexCorpus(np.arange(9, dtype=np.uint32), np.array([0, 4]), ("a", "b"), ("s", "s"), 3, "CC0", "c" * 64)
+
+
+def test_an_index_beside_the_sae_is_prepared_with_it(
+    sae_folder: SaeFolder, corpus: IndexCorpus, tmp_path: Path
+) -> None:
+    folder, home = sae_folder(), tmp_path / "home"
+    stored = home / "saes" / "tiny"
+    assert prepare_sae(entry(folder), tmp_path, home).index is None
+    assert has_index_of(stored, folder)
+    indexed(folder, corpus)
+    assert not has_index_of(stored, folder), "an index that came later has to be prepared"
+    index = prepare_sae(entry(folder), tmp_path, home).index
+    assert has_index_of(stored, folder)
+    assert index is not None
+    assert (index.tokens, index.documents, index.corpus) == (9, 2, "CC0")
+    assert index.sha256 == file_sha256(stored / INDEX_FILE)
+    (folder / INDEX_FILE).unlink()
+    assert not has_index_of(stored, folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sae_sha256": "0" * 64}, "was made for the weights 000.*make it again with `lensd-worker index-sae`"),
+        ({"features": 39}, "holds 39 features, the SAE has 40"),
+    ],
+)
+def test_another_saes_index_is_refused(
+    sae_folder: SaeFolder, corpus: IndexCorpus, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    folder = sae_folder()
+    indexed(folder, corpus, **changes)
+    with pytest.raises(CatalogueError, match=message):
+        prepare_sae(entry(folder), tmp_path, tmp_path / "home")
+
+
+def test_a_truncated_index_is_refused(sae_folder: SaeFolder, corpus: IndexCorpus, tmp_path: Path) -> None:
+    folder = sae_folder()
+    indexed(folder, corpus)
+    (folder / INDEX_FILE).write_bytes((folder / INDEX_FILE).read_bytes()[:-1])
+    with pytest.raises(CatalogueError, match=r"tiny: features.sqlite has .* truncated or padded"):
+        prepare_sae(entry(folder), tmp_path, tmp_path / "home")
