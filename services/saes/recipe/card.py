@@ -98,7 +98,7 @@ mean activation; cross-entropies are in nats over all next-token predictions.
 {training["tokens"]:,} tokens in rows of {recipe["context"]} that begin with BOS; {training["tokens_over_norm"]:,} of
 them are over the norm threshold and left out. {recipe["epochs"]} epochs, {training["samples"]:,} samples.
 Of the latents {training["dead_fraction"]:.1%} fire on no training token.
-Wall time: {_seconds(training["seconds"])}; the activations of all layers come from one pass over the text.
+Wall time: {_seconds(training["seconds"])}.
 
 ## Text
 
