@@ -3,12 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SAES := $(notdir $(wildcard assets/saes/*))
 export LENSD_HOME ?= $(CURDIR)/.lensd
 # torch's threads spin while they wait for each other: a disaster on shared cores.
 export OMP_WAIT_POLICY ?= passive
 export LENSD_CATALOGUE ?= $(CURDIR)/deploy/catalogue.toml
 
-.PHONY: demo up test check format openapi sae induction-model bench ground-truth examples prepare lock install clean
+.PHONY: demo up test check format openapi sae feature-index induction-model bench ground-truth examples prepare lock install clean
 .DEFAULT_GOAL := demo
 
 demo: install          ## set everything up and run the main jobs through the real stack
@@ -41,6 +42,11 @@ prepare: install       ## put the catalogue's models and SAEs into the store, on
 sae: prepare           ## train the shipped SAEs again, those whose folders are gone (about an hour on two cores)
 	$(BIN)/python -m services.saes.recipe --model-dir $(LENSD_HOME)/models/smollm2-135m --out assets/saes
 
+feature-index: prepare ## index the features of the shipped SAEs again, and their pages in docs/features (half an hour on one core)
+	$(BIN)/python -m services.saes.recipe.documents --packages $(LENSD_HOME)/recipe/packages --out $(LENSD_HOME)/recipe/documents.jsonl
+	$(BIN)/lensd-worker index-sae $(SAES) --corpus $(LENSD_HOME)/recipe/documents.jsonl
+	for sae in $(SAES); do $(BIN)/python -m services.saes.index.sample assets/saes/$$sae/features.sqlite --out docs/features/$$sae.md || exit 1; done
+
 induction-model: install ## train the shipped induction model again (minutes on one core)
 	$(BIN)/python -m services.models.recipe --out assets/models/induction-2l
 
@@ -49,6 +55,7 @@ bench: prepare         ## measure speed against TransformerLens and SAELens; wri
 	$(BIN)/python -m benchmarks.edges
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.attribution
+	$(BIN)/python -m benchmarks.features
 	$(BIN)/python -m benchmarks.service
 
 ground-truth: prepare  ## hold the methods against exact runs on SmolLM2; writes benchmarks/GROUND_TRUTH.md (about 20 minutes)

@@ -9,11 +9,10 @@ An index may be used by many threads at once.
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,14 +40,7 @@ from services.contracts.sae import IndexFacts
 
 _COLUMNS = "active_tokens, max_activation, mean_activation, places, promoted, detail"
 
-
-@dataclass(frozen=True, eq=False)
-class _Lookup:
-    """What filters need of every feature: contexts [context] and promoted tokens [promoted], with their features."""
-
-    text: ContextText
-    promoted_ids: NDArray[Any]
-    promoted_owners: NDArray[Any]
+Column = TypeVar("Column")
 
 
 def open_index(path: Path, *, sae_id: str | None = None, expected_sha256: str | None = None) -> "FeatureIndex":
@@ -180,7 +172,7 @@ class FeatureIndex:
         if where.promoted is not None:
             mask &= self._promoting(where.promoted)
         if where.text is not None:
-            mask &= self._lookup.text.features_with(where.text)
+            mask &= self._text.features_with(where.text)
         if where.only is not None:
             mask &= self._among(where.only)
         if where.but:
@@ -194,7 +186,8 @@ class FeatureIndex:
             else [key for key, read in self._corpus.vocabulary.items() if read == token]
         )
         found = np.zeros(self.features, np.bool_)
-        found[self._lookup.promoted_owners[np.isin(self._lookup.promoted_ids, ids)]] = True
+        promoted, owners = self._promoted
+        found[owners[np.isin(promoted, ids)]] = True
         return found
 
     def _among(self, indices: frozenset[int]) -> NDArray[np.bool_]:
@@ -215,15 +208,10 @@ class FeatureIndex:
     # What is read once and kept
 
     @cached_property
-    def _lookup(self) -> _Lookup:
-        rows = self._query("SELECT places, promoted FROM features ORDER BY feature")
-        try:
-            places = [unpack_places(row[0]) for row in rows]
-            promoted = [unpack_promoted(row[1]).ids for row in rows]
-        except (ValueError, TypeError) as error:
-            raise InvalidIndex("the feature index is damaged: a feature's row does not fit together") from error
+    def _text(self) -> ContextText:
+        places = self._column("places", unpack_places)
         starts = np.concatenate([each.starts for each in places]).astype(np.int64)
-        text = ContextText(
+        return ContextText(
             self._corpus.tokens,
             self._corpus.vocabulary,
             features=self.features,
@@ -231,8 +219,18 @@ class FeatureIndex:
             starts=starts,
             ends=starts + np.concatenate([each.lengths for each in places]),
         )
-        owners = np.repeat(np.arange(self.features), [len(each) for each in promoted])
-        return _Lookup(text, np.concatenate(promoted), owners)
+
+    @cached_property
+    def _promoted(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Every token that a feature promotes, and the feature."""
+        promoted = [each.ids for each in self._column("promoted", unpack_promoted)]
+        return np.concatenate(promoted), np.repeat(np.arange(self.features), [len(each) for each in promoted])
+
+    def _column(self, name: str, unpack: Callable[[bytes], Column]) -> Sequence[Column]:
+        try:
+            return [unpack(row[0]) for row in self._query(f"SELECT {name} FROM features ORDER BY feature")]  # noqa: S608
+        except (ValueError, TypeError) as error:
+            raise InvalidIndex("the feature index is damaged: a feature's row does not fit together") from error
 
     # Rows
 

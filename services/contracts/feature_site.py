@@ -8,7 +8,7 @@ from pydantic import Field
 from services.contracts.base import CatalogueId, Position
 from services.contracts.errors import ErrorCode, Violation
 from services.contracts.inputs import Inputs
-from services.contracts.sae import SaeFacts
+from services.contracts.sae import SaeFacts, autoencoder_violations
 
 TopFeatures = Annotated[int, Field(ge=1, le=1_000)]
 
@@ -18,12 +18,7 @@ def sae_violations(sae: SaeFacts, model: CatalogueId, pointer: str) -> Iterator[
     if sae.model != model:
         message = f"{sae.id} was trained on {sae.model}, not on {model}"
         yield Violation(pointer, ErrorCode.SAE_MISMATCH, message)
-    if "transcoder" in sae.architecture:
-        message = (
-            f"{sae.id} is a transcoder: it reads one site and rebuilds another, so what it reads is no sum of its "
-            "features; name an SAE"
-        )
-        yield Violation(pointer, ErrorCode.SAE_MISMATCH, message)
+    yield from autoencoder_violations(sae, pointer)
 
 
 def example_position_violations(positions: Sequence[int | str], inputs: Inputs, pointer: str) -> Iterator[Violation]:

@@ -7,6 +7,10 @@ from pydantic import Field
 
 from services.contracts.base import CatalogueId, Contract
 from services.contracts.errors import ErrorCode, Violation
+from services.contracts.feature_contrast import MAX_PROMPTS, Contrast, FeatureContrast
+from services.contracts.feature_search import FeatureSearch, Mark, search_violations
+from services.contracts.inputs import Inputs
+from services.contracts.model import ModelFacts
 from services.contracts.prompt import Prompt
 from services.contracts.result import PromptTokens, Result
 from services.contracts.sae import SaeFacts
@@ -17,11 +21,15 @@ FeatureIndex = Annotated[int, Field(ge=0, le=10_000_000)]
 
 
 class FeaturesSpec(Spec):
-    """The `top_k` features per token and over each prompt; with `features`, the activations of just those."""
+    """The `top_k` features per token and over each prompt; with `features`, the activations of just those.
+
+    With `contrast` or `search`, the `top_k` features over all prompts that tell two sets of them, or the tokens marked,
+    apart; prompts are then not reported one by one.
+    """
 
     kind: Literal["features"]
     sae: CatalogueId
-    prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, max_length=1_000)]
+    prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, max_length=MAX_PROMPTS)]
     top_k: Annotated[int, Field(ge=1, le=100)] = 10
     features: Annotated[tuple[FeatureIndex, ...] | None, Field(min_length=1, max_length=1_000)] = None
     per_token: Annotated[bool, Field(description="Also list the strongest features of every token.")] = True
@@ -32,13 +40,48 @@ class FeaturesSpec(Spec):
     promoted_logits: Annotated[
         int, Field(ge=0, le=50, description="How many promoted and suppressed tokens to list per feature; 0 for none.")
     ] = 5
+    contrast: Annotated[Contrast | None, Field(description="Which features tell `prompts` from other prompts.")] = None
+    search: Annotated[
+        tuple[Mark, ...] | None,
+        Field(
+            min_length=1, max_length=1_000, description="Which features fire on the tokens marked and not on others."
+        ),
+    ] = None
 
     def asked(self) -> Asked:
-        return Asked(prompts=self.prompts)
+        baseline = self.contrast.baseline if self.contrast else ()
+        references = {f"/contrast/baseline/{index}": prompt for index, prompt in enumerate(baseline)}
+        return Asked(prompts=self.prompts, references=references)
+
+    def compares(self) -> bool:
+        """Whether it is about all prompts together, by contrast or search."""
+        return self.contrast is not None or self.search is not None
 
     def reconstructs(self) -> bool:
         """Whether every feature is needed, to measure what the SAE rebuilds."""
-        return self.features is None if self.reconstruction is None else self.reconstruction
+        if self.reconstruction is None:
+            return self.features is None and not self.compares()
+        return self.reconstruction
+
+    def violations(self, facts: ModelFacts) -> Iterator[Violation]:
+        """Two questions at once, and marks or sets that no model could serve."""
+        del facts
+        if self.contrast is not None and self.search is not None:
+            message = "a contrast and a search are two questions: send two jobs"
+            yield Violation("/search", ErrorCode.INVALID_REQUEST, message)
+        if self.reconstruction and self.compares():
+            message = "prompts are not reported one by one here, so there is no reconstruction: leave it out"
+            yield Violation("/reconstruction", ErrorCode.INVALID_REQUEST, message)
+        if self.contrast is not None:
+            yield from self.contrast.violations(len(self.prompts))
+        for index, mark in enumerate(self.search or ()):
+            yield from mark.violations(len(self.prompts), f"/search/{index}")
+
+    def input_violations(self, inputs: Inputs) -> Iterator[Violation]:
+        """Marks that name nothing in these prompts."""
+        marks = self.search or ()
+        if marks and not any(True for mark in marks for _ in mark.violations(len(self.prompts), "")):
+            yield from search_violations(marks, inputs.prompts)
 
     def sae_id(self) -> CatalogueId | None:
         return self.sae
@@ -131,5 +174,9 @@ class FeaturesResult(Result):
     layer: int
     site: str
     features: tuple[int, ...] | None = None
-    prompts: tuple[PromptFeatures, ...]
+    prompts: Annotated[
+        tuple[PromptFeatures, ...], Field(description="One by one; empty in a contrast and in a search.")
+    ]
+    contrast: FeatureContrast | None = None
+    search: FeatureSearch | None = None
     effects: tuple[FeatureEffect, ...] = ()

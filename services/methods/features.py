@@ -5,107 +5,64 @@
 3. encode, only the features asked for where nothing needs the others; report the strongest per token and prompt;
 4. decode, where asked, and say how much of the activations came back;
 5. for every feature reported, the tokens that its decoder direction promotes and suppresses through W_U.
+
+A contrast of two sets of prompts, or a search by marked tokens, takes the place of reporting each prompt.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from services.contracts.features import (
     ActiveFeature,
-    FeatureEffect,
     FeaturesResult,
     FeaturesSpec,
-    PromotedToken,
     PromptFeature,
     PromptFeatures,
     Reconstruction,
     TokenFeatures,
 )
-from services.contracts.result import PromptTokens
 from services.contracts.tensor import InlineTensor
-from services.engine.row import Capture, Row, Site
-from services.methods.context import MethodContext, SaeInUse
+from services.methods.context import MethodContext
+from services.methods.feature_contrast import contrast_features
+from services.methods.feature_effects import effects_of
+from services.methods.feature_encoding import Encoded, Features, encode
+from services.methods.feature_search import search_features
 from services.saes.sae import Sae
 
-VERSION = "2"
-
-TOKENS_AT_ONCE = 16_384
-"""Prompts are run together up to about this many tokens, so that a job's memory does not grow with its prompts."""
-
-EFFECTS_AT_ONCE = 256
-
-Activations = Float[Tensor, "token d_model"]
-Features = Float[Tensor, "token feature"]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One prompt's activations, which tokens count, and their features (zero for those that do not).
-
-    `reported` are the features asked for, `features` all of the SAE's; None where nothing needs them.
-    """
-
-    tokens: PromptTokens
-    activations: Activations
-    counted: Bool[Tensor, " token"]
-    reported: Features
-    features: Features | None
+VERSION = "3"
 
 
 def run(spec: FeaturesSpec, context: MethodContext) -> FeaturesResult:
-    """The features of every prompt; activations are in the SAE's own units, positions count from 0."""
+    """Features of the prompts; activations are in the SAE's own units, positions count from 0."""
     assert context.sae is not None, "the worker loads the SAE that the specification names"
     sae, facts = context.sae.sae, context.sae.facts
-    prompts = [_report(encoded, spec, sae) for encoded in _encode(spec, context, context.sae)]
-    shown = sorted({feature.index for prompt in prompts for feature in prompt.top})
+    prompts: tuple[PromptFeatures, ...] = ()
+    contrast, search = None, None
+    if spec.contrast is not None:
+        contrast = contrast_features(spec, spec.contrast, context, context.sae)
+        shown = [feature.index for feature in contrast.features]
+    elif spec.search is not None:
+        search = search_features(spec, spec.search, context, context.sae)
+        shown = [feature.index for feature in search.features]
+    else:
+        encoded = encode(spec, context.inputs.prompts, context, context.sae)
+        prompts = tuple(_report(prompt, spec, sae) for prompt in encoded)
+        shown = sorted({feature.index for prompt in prompts for feature in prompt.top})
     return FeaturesResult(
         sae=spec.sae,
         layer=facts.layer,
         site=facts.site,
         features=spec.features,
-        prompts=tuple(prompts),
-        effects=tuple(_effects(shown, spec.promoted_logits, sae, context)),
+        prompts=prompts,
+        contrast=contrast,
+        search=search,
+        effects=tuple(effects_of(shown, spec.promoted_logits, sae, context)),
         warnings=tuple(context.warnings),
         provenance=context.provenance("features", VERSION),
         usage=context.usage(),
     )
-
-
-def _encode(spec: FeaturesSpec, context: MethodContext, in_use: SaeInUse) -> Iterator[Encoded]:
-    sae = in_use.sae
-    capture = Capture(Site(in_use.facts.site, in_use.facts.layer))
-    for prompts in _together(context.inputs.prompts):
-        outcomes = context.run([Row(prompt.ids, captures=(capture,)) for prompt in prompts])
-        for prompt, outcome in zip(prompts, outcomes, strict=True):
-            activations = outcome.captures[capture].to(sae.W_enc)
-            counted = sae.within_norm(activations)
-            features = sae.encode(activations) * counted[:, None] if spec.reconstructs() else None
-            yield Encoded(prompt, activations, counted, _reported(spec, sae, activations, counted, features), features)
-
-
-def _reported(
-    spec: FeaturesSpec, sae: Sae, activations: Activations, counted: Bool[Tensor, " token"], features: Features | None
-) -> Features:
-    """The features asked for, taken from all of them where these are known anyway."""
-    if features is not None:
-        return features if spec.features is None else features[:, list(spec.features)]
-    if spec.features is None:
-        return sae.encode(activations) * counted[:, None]
-    return sae.encode_columns(activations, spec.features) * counted[:, None]
-
-
-def _together(prompts: Sequence[PromptTokens]) -> Iterator[list[PromptTokens]]:
-    group: list[PromptTokens] = []
-    for prompt in prompts:
-        if group and sum(len(member.ids) for member in group) + len(prompt.ids) > TOKENS_AT_ONCE:
-            yield group
-            group = []
-        group.append(prompt)
-    yield group
 
 
 def _report(encoded: Encoded, spec: FeaturesSpec, sae: Sae) -> PromptFeatures:
@@ -154,7 +111,7 @@ def _reconstruction(encoded: Encoded, every: Features, sae: Sae) -> Reconstructi
     if not len(x):
         return Reconstruction(tokens=0, mse=None, explained_variance=None, reference=reference, mean_l0=None)
     features = every[encoded.counted]
-    error = (x - sae.decode(features).double()).square().sum()
+    error = (x - sae.decode(features, x).double()).square().sum()
     mean = x.mean(dim=0) if sae.mean_activation is None else sae.mean_activation.double()
     variance = (x - mean).square().sum()
     return Reconstruction(
@@ -163,28 +120,4 @@ def _reconstruction(encoded: Encoded, every: Features, sae: Sae) -> Reconstructi
         explained_variance=float(1 - error / variance) if variance > 0 else None,
         reference=reference,
         mean_l0=float((features > 0).sum(dim=1).double().mean()),
-    )
-
-
-def _effects(features: list[int], count: int, sae: Sae, context: MethodContext) -> Iterator[FeatureEffect]:
-    """Logits that one unit of each feature adds per token, the final norm's gain applied, its scale left out."""
-    if count == 0 or not features:
-        return
-    weights = context.weights()
-    for start in range(0, len(features), EFFECTS_AT_ONCE):
-        indices = features[start : start + EFFECTS_AT_ONCE]
-        logits = weights.unembedded(sae.W_dec[indices])
-        promoted, suppressed = logits.topk(count, dim=1), logits.topk(count, dim=1, largest=False)
-        for row, index in enumerate(indices):
-            yield FeatureEffect(
-                index=index,
-                promoted=_tokens(promoted.indices[row], promoted.values[row], context),
-                suppressed=_tokens(suppressed.indices[row], suppressed.values[row], context),
-            )
-
-
-def _tokens(ids: Int[Tensor, " k"], logits: Float[Tensor, " k"], context: MethodContext) -> tuple[PromotedToken, ...]:
-    return tuple(
-        PromotedToken(token_id=token, token=context.tokenizer.string(token), logit=logit)
-        for token, logit in zip(ids.tolist(), logits.tolist(), strict=True)
     )

@@ -63,7 +63,8 @@ def load_sae(
     if expected_extras_sha256 is not None:
         _pinned(folder / EXTRAS_FILE, expected_extras_sha256)
     weights = _finite(path, device, dtype)
-    if config.rescale_acts_by_decoder_norm and config.architecture == "topk":
+    folded = config.rescale_acts_by_decoder_norm and config.architecture == "topk"
+    if folded:
         _fold_decoder_norms(weights)
     return Sae(
         W_enc=weights["W_enc"],
@@ -78,6 +79,8 @@ def load_sae(
         norm_threshold=config.metadata.lensd.norm_threshold,
         mean_activation=_mean_activation(folder, config, device, dtype),
         sha256=sha256,
+        normalize_activations=config.normalize_activations,
+        decoder_norms_folded=folded,
     )
 
 
@@ -147,7 +150,7 @@ def save_sae(sae: Sae, folder: Path, *, model_name: str, context: int, dtype: to
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": sae.apply_b_dec_to_input,
-        "normalize_activations": "none",
+        "normalize_activations": sae.normalize_activations,
         "reshape_activations": "none",
         "metadata": metadata,
     }

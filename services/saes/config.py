@@ -14,6 +14,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.saes.errors import InvalidBundle
+from services.saes.normalization import Normalization
+from services.saes.unread import refuse_other_files, refuse_unread
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -53,7 +55,7 @@ class SaeConfig(BaseModel):
     k: int | None = Field(default=None, gt=0)
     apply_b_dec_to_input: bool = True
     rescale_acts_by_decoder_norm: bool = False
-    normalize_activations: Literal["none"] = "none"
+    normalize_activations: Normalization = "none"
     reshape_activations: Literal["none"] = "none"
     metadata: Metadata
 
@@ -72,8 +74,11 @@ def read_config(folder: Path) -> SaeConfig:
     """Reads and checks `cfg.json`. Raises InvalidBundle."""
     path = folder / CONFIG_FILE
     try:
-        config = SaeConfig.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        _refuse_unread(content, f"{folder.name}/{CONFIG_FILE}")
+        config = SaeConfig.model_validate_json(content)
     except OSError as error:
+        refuse_other_files(folder)
         raise InvalidBundle(f"no SAE in {folder.name}: {CONFIG_FILE} cannot be read") from error
     except ValidationError as error:
         first = error.errors()[0]
@@ -84,6 +89,15 @@ def read_config(folder: Path) -> SaeConfig:
     if config.architecture == "topk" and (config.k is None or config.k > config.d_sae):
         raise InvalidBundle(f"{folder.name}/{CONFIG_FILE}: a topk SAE needs k within 1..{config.d_sae}, not {config.k}")
     return config
+
+
+def _refuse_unread(content: bytes, name: str) -> None:
+    try:
+        config = json.loads(content)
+    except ValueError:
+        return  # what is not JSON is refused where it is validated
+    if isinstance(config, dict):
+        refuse_unread(config, name)
 
 
 def check_header(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -33,7 +33,7 @@ class Fidelity:
     def add(self, sae: Sae, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
         """Encodes the tokens and accounts for them; returns the reconstruction."""
         features = sae.encode(x)
-        reconstruction = sae.decode(features)
+        reconstruction = sae.decode(features, x)
         exact, rebuilt = x.double(), reconstruction.double()
         self.tokens += len(x)
         self.fired += (features > 0).sum(0).cpu()

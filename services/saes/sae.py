@@ -4,6 +4,7 @@
     features = activation(pre)                  TopK: the k largest, then ReLU; standard: ReLU
     x̂        = features W_dec + b_dec
 
+Where the SAE normalizes activations, x is a token's scaled activation, and the scale is undone on x̂.
 As in SAELens, whose `encode` and `decode` these reproduce; both are differentiable. Tensors are [token, …]: callers
 flatten rows and positions.
 Tokens whose norm exceeds `norm_threshold` are not what the SAE was trained on; `within_norm` says which to leave alone.
@@ -18,6 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from services.saes.activation import Activation, Gated, JumpRelu, Relu, TopK
+from services.saes.errors import SaeMismatch
+from services.saes.normalization import PER_TOKEN, Normalization, token_scale
 
 __all__ = ["Gated", "JumpRelu", "Relu", "Sae", "TopK"]
 
@@ -28,6 +31,7 @@ class Sae:
 
     `prepend_bos`: whether it was trained on rows that begin with BOS; None if unknown. `mean_activation`, over its
     training tokens within the threshold, is what explained variance and mean ablation are measured against.
+    `decoder_norms_folded`: the files scale activations by decoder norms; here the weights do.
     """
 
     W_enc: Float[Tensor, "d_model d_sae"]
@@ -42,6 +46,8 @@ class Sae:
     norm_threshold: float | None = None
     mean_activation: Float[Tensor, " d_model"] | None = None
     sha256: str = ""
+    normalize_activations: Normalization = "none"
+    decoder_norms_folded: bool = False
 
     @property
     def d_model(self) -> int:
@@ -92,9 +98,26 @@ class Sae:
             return self.activation.columns(self._pre_activations(x), chosen)
         return self.activation.at(chosen).features(self._input(x) @ self.W_enc[:, chosen] + self.b_enc[chosen])
 
-    def decode(self, features: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_model"]:
-        """The reconstruction x̂."""
-        return features @ self.W_dec + self.b_dec
+    def decode(
+        self, features: Float[Tensor, "token d_sae"], of: Float[Tensor, "token d_model"] | None = None
+    ) -> Float[Tensor, "token d_model"]:
+        """The reconstruction x̂ of the activations `of`, which only an SAE that scales each token needs.
+
+        Raises SaeMismatch when such an SAE is not given them.
+        """
+        x_hat = features @ self.W_dec + self.b_dec
+        if self.normalize_activations not in PER_TOKEN:
+            return x_hat
+        if of is None:
+            raise SaeMismatch(
+                f"the SAE scales each token ({self.normalize_activations}): features alone do not give x̂ back"
+            )
+        scale = token_scale(self.normalize_activations, of.to(self.W_dec.dtype))
+        return x_hat if scale is None else scale.out_of(x_hat)
+
+    def reconstruct(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """x̂ of x: encoded, decoded, and each token's scale undone."""
+        return self.decode(self.encode(x), x)
 
     def within_norm(self, x: Float[Tensor, "token d_model"]) -> Bool[Tensor, " token"]:
         """Which tokens the SAE may be used on; all of them when no threshold is stored."""
@@ -109,9 +132,16 @@ class Sae:
         mean = None if self.mean_activation is None else self.mean_activation.to(device, dtype)
         return replace(self, activation=self.activation.to(device, dtype), mean_activation=mean, **weights)
 
+    def tensors(self) -> list[Tensor]:
+        """All that it holds in memory, its activation function's tensors and the mean among them; each once."""
+        held = [*vars(self).values(), *vars(self.activation).values()]
+        return list({id(value): value for value in held if isinstance(value, Tensor)}.values())
+
     def _pre_activations(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_sae"]:
         return self._input(x) @ self.W_enc + self.b_enc
 
     def _input(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
         x = x.to(self.W_enc.dtype)
+        scale = token_scale(self.normalize_activations, x)
+        x = x if scale is None else scale.into(x)
         return x - self.b_dec if self.apply_b_dec_to_input else x

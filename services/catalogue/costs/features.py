@@ -14,6 +14,12 @@ PROMPT_FEATURE_BYTES = 120
 TOKEN_BYTES = 90
 """One token of the list per token, without its features, as JSON."""
 
+COMPARED_BYTES = 300
+"""One feature of a contrast or a search, as JSON."""
+
+POSITION_BYTES = 8
+"""One marked position, as JSON."""
+
 PROMOTED_BYTES = 60
 """One promoted or suppressed token, as JSON."""
 
@@ -21,6 +27,10 @@ PROMOTED_BYTES = 60
 def features_cost(spec: FeaturesSpec, inputs: Inputs, sae: SaeFacts) -> Cost:
     chosen = sae.features if spec.features is None else len(spec.features)
     top = min(spec.top_k, chosen)
+    if spec.compares():
+        row = COMPARED_BYTES + 2 * spec.promoted_logits * PROMOTED_BYTES
+        marked = inputs.tokens() * POSITION_BYTES if spec.search else 0
+        return Cost(inputs.tokens() * (sae.layer + 1), top * row + marked)
     tensor = 0 if spec.features is None else chosen * FLOAT_BYTES
     listed = TOKEN_BYTES + top * FEATURE_BYTES if spec.per_token else 0
     effects = min(len(inputs.prompts) * top, chosen) * 2 * spec.promoted_logits * PROMOTED_BYTES

@@ -128,6 +128,6 @@ def _description(documents: Sequence[IndexDocument]) -> str:
         key = (document.source, document.attribution, document.licence)
         described[key] = described.get(key, 0) + 1
     return "; ".join(
-        f"{source} ({count} documents): {', '.join(filter(None, (attribution, licence)))}"
+        f"{source} ({count} document{'s' * (count > 1)}): {', '.join(filter(None, (attribution, licence)))}"
         for (source, attribution, licence), count in sorted(described.items())
     )

@@ -151,8 +151,13 @@ def test_an_sae_for_another_width_than_the_models_is_refused(sae_folder: SaeFold
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        ({"architecture": "abstopk"}, "architecture"),
-        ({"normalize_activations": "layer_norm"}, "normalize_activations"),
+        ({"architecture": "temporal"}, "tokens before"),
+        ({"architecture": "matching_pursuit"}, "one after another"),
+        ({"architecture": "abstopk"}, "may be negative"),
+        ({"architecture": "skip_transcoder"}, "writes at another site"),
+        ({"architecture": "unheard_of"}, "architecture"),
+        ({"normalize_activations": "covariance_whitening"}, "fold_activation_whitening"),
+        ({"normalize_activations": "other"}, "normalize_activations"),
         ({"reshape_activations": "hook_z"}, "reshape_activations"),
         ({"d_in": -1}, "d_in"),
         ({"d_sae": 1 << 40}, "d_sae"),
@@ -168,6 +173,20 @@ def test_a_config_that_cannot_be_used_is_refused_by_name(
 ) -> None:
     with pytest.raises(InvalidBundle, match=named):
         load_sae(sae_folder(**overrides))
+
+
+@pytest.mark.parametrize("name", ["params.npz", "ae.pt"])
+def test_weights_that_are_not_safetensors_are_refused_unopened(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"never read")
+    with pytest.raises(InvalidBundle, match=f"{name}: lensd reads safetensors only"):
+        load_sae(tmp_path)
+
+
+@pytest.mark.parametrize("normalization", ["expected_average_only_in", "constant_norm_rescale", "layer_norm"])
+def test_saving_and_loading_keeps_the_normalization(sae_folder: SaeFolder, tmp_path: Path, normalization: str) -> None:
+    made = load_sae(sae_folder(normalize_activations=normalization))
+    save_sae(made, tmp_path / "saved", model_name="tiny", context=16, dtype=torch.float32)
+    assert load_sae(tmp_path / "saved").normalize_activations == normalization
 
 
 def test_a_folder_without_a_config_or_weights_is_refused(sae_folder: SaeFolder, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """SAEs on their way into the store, and on the worker's shelf."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from services.catalogue.feature_file import IndexHeader, Ranked
 from services.catalogue.feature_indexes import INDEX_FILE
 from services.catalogue.operator import CatalogueError, SaeEntry, file_sha256
 from services.catalogue.store import has_index_of
+from services.contracts.feature_site import sae_violations
+from services.contracts.sae import autoencoder_violations
 from services.saes.bundle import load_sae
 from services.saes.config import EXTRAS_FILE, WEIGHTS_FILE
 from services.saes.index.contexts import describe
@@ -77,12 +80,51 @@ def test_the_shelf_keeps_the_latest_used_within_its_bytes(sae_folder: SaeFolder)
         loaded.append(sae_id)
         return load_sae(folder)
 
-    nbytes = sum(tensor.nbytes for tensor in (load("").W_enc, load("").b_enc, load("").W_dec, load("").b_dec))
+    nbytes = sum(tensor.nbytes for tensor in load("").tensors())
     loaded.clear()
     shelf = SaeShelf(load, limit_bytes=2 * nbytes)
     for sae_id in ("a", "b", "a", "c", "a", "b"):
         shelf.get(sae_id)
     assert loaded == ["a", "b", "c", "b"]
+
+
+def test_the_shelf_counts_every_tensor(sae_folder: SaeFolder) -> None:
+    sae = load_sae(sae_folder(architecture="gated"))
+    held = replace(sae, mean_activation=torch.zeros(D_MODEL))
+    assert len(sae.tensors()) == len({"W_enc", "b_gate", "W_dec", "b_dec", "r_mag", "b_mag"})
+    assert len(held.tensors()) == len(sae.tensors()) + 1
+
+
+def test_an_sae_in_use_is_never_loaded_twice(sae_folder: SaeFolder) -> None:
+    folder = sae_folder()
+    loaded: list[str] = []
+
+    def load(sae_id: str) -> Sae:
+        loaded.append(sae_id)
+        return load_sae(folder)
+
+    shelf = SaeShelf(load, limit_bytes=1)
+    in_use = shelf.get("a")
+    shelf.get("b")
+    assert shelf.get("a") is in_use
+    shelf.get("b")
+    assert loaded == ["a", "b", "b"]
+
+
+def test_the_facts_echo_the_conventions(sae_folder: SaeFolder, tmp_path: Path) -> None:
+    folder = sae_folder(rescale_acts_by_decoder_norm=True, apply_b_dec_to_input=False)
+    facts = prepare_sae(entry(folder), tmp_path, tmp_path / "home")
+    assert (facts.hook_name, facts.apply_b_dec_to_input) == ("blocks.1.hook_resid_post", False)
+    assert (facts.decoder_norms_folded, facts.normalize_activations) == (True, "none")
+    assert not list(autoencoder_violations(facts))
+
+
+def test_an_sae_that_scales_each_token_cannot_be_written_back(sae_folder: SaeFolder, tmp_path: Path) -> None:
+    facts = prepare_sae(entry(sae_folder(normalize_activations="layer_norm")), tmp_path, tmp_path / "home")
+    (violation,) = autoencoder_violations(facts)
+    assert "can be read but not written" in violation.message
+    (at_the_site,) = sae_violations(facts, "m", "/method/sae")
+    assert (at_the_site.pointer, at_the_site.message) == ("/method/sae", violation.message)
 
 
 def test_another_models_sae_is_refused(sae_folder: SaeFolder, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import torch
 
 from services.saes.activation import Activation
 from services.saes.bundle import load_sae
+from services.saes.errors import SaeMismatch
+from services.saes.normalization import Normalization
 from services.saes.sae import Gated, JumpRelu, Relu, Sae, TopK
 from tests.services.saes.conftest import D_MODEL, SHIPPED, SaeFolder
 
@@ -95,8 +97,38 @@ def test_activations_scaled_by_decoder_norms_are_folded_into_the_weights(sae_fol
     ours, theirs = load_sae(folder), SAE.load_from_disk(folder)
     x = torch.randn(50, D_MODEL, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(ours.encode(x), theirs.encode(x), rtol=0, atol=1e-4)
-        torch.testing.assert_close(ours.decode(ours.encode(x)), theirs(x), rtol=0, atol=1e-4)
+        assert ours.decoder_norms_folded
+        torch.testing.assert_close(ours.encode(x), theirs.encode(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.reconstruct(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu", "gated"])
+@pytest.mark.parametrize("normalization", ["expected_average_only_in", "constant_norm_rescale", "layer_norm"])
+def test_activations_are_normalized_and_scaled_back_as_in_saelens(
+    sae_folder: SaeFolder, architecture: str, normalization: str
+) -> None:
+    """In float64: reconstructions reach hundreds here, where float32 rounds away what a wrong formula would show."""
+    from sae_lens import SAE  # noqa: PLC0415 - takes seconds; only the tests that need it pay
+
+    folder = sae_folder(architecture=architecture, normalize_activations=normalization)
+    ours, theirs = load_sae(folder, dtype=torch.float64), SAE.load_from_disk(folder, dtype="float64")
+    assert theirs.W_enc.dtype == torch.float64
+    x = 7 * torch.randn(50, D_MODEL, generator=torch.Generator().manual_seed(1)).double() + 2
+    with torch.no_grad():
+        features = theirs.encode(x)
+        assert 0 < int((features > 0).sum()) < features.numel()
+        torch.testing.assert_close(ours.encode(x), features, rtol=0, atol=1e-9)
+        torch.testing.assert_close(ours.encode_columns(x, [3, 8]), features[:, [3, 8]], rtol=0, atol=1e-9)
+        torch.testing.assert_close(ours.reconstruct(x), theirs(x), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("normalization", ["constant_norm_rescale", "layer_norm"])
+def test_features_alone_do_not_give_back_what_was_scaled_by_token(toy: Sae, normalization: Normalization) -> None:
+    sae = replace(toy, normalize_activations=normalization)
+    with pytest.raises(SaeMismatch, match="scales each token"):
+        sae.decode(torch.ones(1, 4))
+    assert bool(sae.reconstruct(torch.zeros(1, 2)).isfinite().all())
 
 
 @pytest.mark.filterwarnings("ignore")

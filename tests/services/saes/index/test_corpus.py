@@ -48,7 +48,7 @@ def test_the_last_document_is_cut_at_the_limit_of_tokens(tmp_path: Path) -> None
 
 def test_sources_are_described_with_attribution_and_licence(tmp_path: Path) -> None:
     lines = [document("a", "."), document("b", ".", source="sea", attribution="Ann"), document("c", ".")]
-    assert read(tmp_path, *lines).description == "rivers (2 documents): CC0; sea (1 documents): Ann, CC0"
+    assert read(tmp_path, *lines).description == "rivers (2 documents): CC0; sea (1 document): Ann, CC0"
 
 
 @pytest.mark.parametrize(
