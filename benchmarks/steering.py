@@ -5,7 +5,8 @@
 1. the features are a seeded draw of all that fire on the index's corpus; strengths and prompts were fixed before;
 2. texts: eight prompts go on for 32 sampled tokens, without steering and with the feature added at each strength; then
    the *unsteered* model reads all texts, and the feature's mean activation over the new tokens is compared. Nothing is
-   added while it is measured: it rises only if the steered model wrote tokens that the feature fires on;
+   added while it is measured: it rises only if the steered model wrote tokens that the feature fires on. As a control,
+   the same of the texts steered by each of the other 19 features;
 3. tokens: the log probability, after each prompt, of the ten tokens that the feature's decoder row promotes through
    W_U. What is added reaches the logits directly too, so that this says less.
 """
@@ -50,16 +51,21 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Moved:
-    """One feature: its mean activation in the texts by strength, 0 first, and its promoted tokens' mean log
-    probability by strength, `DOWN`, 0 and up."""
+    """What steering by one feature did: the mean activation of each feature of the draw in the texts by strength, 0
+    first, and its own promoted tokens' mean log probability by strength, `DOWN`, 0 and up."""
 
     feature: int
-    activations: tuple[float, ...]
+    of_all: dict[int, tuple[float, ...]]
     log_probs: tuple[float, ...]
+
+    @property
+    def activations(self) -> tuple[float, ...]:
+        return self.of_all[self.feature]
 
 
 class Bench:
     def __init__(self, laboratory: Laboratory, index: FeatureIndex) -> None:
+        self.features = live_features(index)
         self.laboratory = laboratory
         self.index = index
         self.facts = laboratory.catalogue.sae(SAE_ID)
@@ -84,11 +90,9 @@ class Bench:
         assert isinstance(result, GenerationResult)
         amount = result.steering[0].amount
         assert amount is not None
-        return Moved(
-            feature, self._activations(feature, result.prompts), self._log_probs(feature, amount, result.prompts)
-        )
+        return Moved(feature, self._activations(result.prompts), self._log_probs(feature, amount, result.prompts))
 
-    def _activations(self, feature: int, prompts: Sequence[PromptTexts]) -> tuple[float, ...]:
+    def _activations(self, prompts: Sequence[PromptTexts]) -> dict[int, tuple[float, ...]]:
         """Over the new tokens of all prompts within the norm threshold, read by the unsteered model."""
         capture = Capture(self.site)
         rows = [
@@ -100,8 +104,9 @@ class Bench:
         found: list[list[torch.Tensor]] = [[] for _ in range(1 + len(STRENGTHS))]
         for (place, start, _), outcome in zip(rows, outcomes, strict=True):
             x = outcome.captures[capture][start:]
-            found[place].append(self.sae.encode_columns(x[self.sae.within_norm(x)], [feature])[:, 0])
-        return tuple(float(torch.cat(one).mean()) for one in found)
+            found[place].append(self.sae.encode_columns(x[self.sae.within_norm(x)], self.features))
+        means = [torch.cat(one).mean(dim=0).tolist() for one in found]
+        return {feature: tuple(mean[place] for mean in means) for place, feature in enumerate(self.features)}
 
     def _log_probs(self, feature: int, amount: float, prompts: Sequence[PromptTexts]) -> tuple[float, ...]:
         """Of the promoted tokens as the first new one: mean over tokens and prompts, in nats."""
@@ -139,8 +144,18 @@ def report(moved: Sequence[Moved], circumstances: str) -> str:
     for place, strength in enumerate(STRENGTHS, 1):
         rises = sum(one.activations[place] > one.activations[0] for one in moved)
         falls = sum(one.activations[place] < one.activations[0] for one in moved)
+        others = [one.of_all[other.feature] for one in moved for other in moved if other is not one]
+        elsewhere = sum(other[place] > other[0] for other in others) / len(others)
         promoted = sum(one.log_probs[place + 1] > one.log_probs[1] for one in moved)
-        counts.append((f"+{strength:g}", f"{rises} of {len(moved)}", f"{falls}", f"{promoted} of {len(moved)}"))
+        counts.append(
+            (
+                f"+{strength:g}",
+                f"{rises} of {len(moved)}",
+                f"{falls}",
+                f"{elsewhere:.0%}",
+                f"{promoted} of {len(moved)}",
+            )
+        )
     lowered = sum(one.log_probs[0] < one.log_probs[1] for one in moved)
     each = [
         (
@@ -157,13 +172,22 @@ def report(moved: Sequence[Moved], circumstances: str) -> str:
     )
     asked = (
         "Does the *unsteered* model, reading what the steered one wrote, find the feature more active than in the "
-        "text written without steering? And are the feature's ten promoted tokens likelier as the next one?"
+        "text written without steering? How often is that so of the texts steered by another of the features? And are the feature's ten promoted tokens likelier as the next one?"
     )
     return "\n\n".join(
         [
             what,
             asked,
-            table(("strength", "more active in the texts", "less active", "promoted tokens likelier"), counts),
+            table(
+                (
+                    "strength",
+                    "more active in the texts",
+                    "less active",
+                    "more active in others' texts",
+                    "promoted tokens likelier",
+                ),
+                counts,
+            ),
             f"At {DOWN:g} the promoted tokens are less likely for {lowered} of {len(moved)}.".replace("-", "−"),
             "Mean activation over the new tokens, and mean log probability of the promoted tokens (nats), by strength:",
             table(("feature", "0", *names, "log p: 0", *(f"log p: {name}" for name in names)), each),
@@ -181,7 +205,7 @@ def main() -> None:
     moved = []
     with laboratory.engine:
         bench = Bench(laboratory, index)
-        for feature in live_features(index):
+        for feature in bench.features:
             moved.append(bench.move(feature))
             print(moved[-1], flush=True)
     said = circumstances(
