@@ -17,6 +17,10 @@ def json_blocks(document: Path) -> list[dict[str, Any]]:
     return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
 
 
+def python_blocks(document: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+
+
 def job_specs(*documents: Path) -> list[dict[str, Any]]:
     """The jobs that these documents post."""
     return [block for document in documents for block in json_blocks(document) if "kind" in block]

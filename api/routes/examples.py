@@ -94,7 +94,7 @@ JOBS: Mapping[str, Mapping[str, Any]] = {
         "model": "smollm2-135m",
         "prompts": ["The weather today is"],
         "max_new_tokens": 24,
-        "steering": [{"type": "feature", "sae": "smollm2-135m-l15-resid-post", "index": 1000, "value": 1.0}],
+        "steering": [{"type": "feature", "sae": "smollm2-135m-l15-resid-post", "index": 2280}],
         "strengths": [0.25, 0.5],
         "unit": "mean_norm",
     },

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.documents import README, job_specs, problem
+from tests.documents import JOBS, README, job_specs, problem, python_blocks
+from tests.stack.harness import RunningStack
 
 CLEAN = "When John and Mary went to the shops, John gave the bag to"
 CORRUPTED = "When John and Mary went to the shops, Mary gave the bag to"
@@ -63,6 +64,36 @@ def test_the_readmes_patching_job_gives_the_known_numbers(client: httpx.Client) 
     assert normalized[0, 9] == pytest.approx(1.0, abs=1e-3), "at layer 0 the difference sits in the differing token"
     assert normalized[29, 13] > 0.9, "at the last layer it has moved to the end"
     np.testing.assert_allclose(np.delete(normalized[0], 9), 0.0, atol=1e-3)
+
+
+def test_the_direction_of_the_page_of_jobs_steers_the_texts_it_prints(
+    stack: RunningStack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = python_blocks(JOBS)
+    exec(compile(block, "docs/jobs.md", "exec"), {"URL": stack.base_url, "KEY": stack.api_key})
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(" ", 1)[0] for line in printed if line.split(" ", 1)[0] in {"None", "-0.5", "0.5"}] == [
+        "None",
+        "-0.5",
+        "0.5",
+    ]
+
+
+def test_the_tokens_of_a_generation_come_while_it_runs(client: httpx.Client) -> None:
+    body = {
+        "kind": "generation",
+        "model": "smollm2-135m",
+        "prompts": ["Once upon a time"],
+        "max_new_tokens": 200,
+        "stop": [],
+    }
+    response = client.post("/v1/jobs", json=body)
+    seen = states(client, response.headers["Location"])
+    pieces = [piece for job in seen if "tokens" in job for piece in job["tokens"]]
+    written = client.get(response.headers["Location"]).json()["result"]["prompts"][0]["unsteered"]["tokens"]
+    told = {piece["first"] + place: token for piece in pieces for place, token in enumerate(piece["tokens"])}
+    assert len(told) > 20, "most of them, long before the end"
+    assert [told[number] for number in range(len(told))] == written[: len(told)]
 
 
 def test_a_job_can_be_followed_by_its_events(client: httpx.Client) -> None:
