@@ -39,8 +39,8 @@ openapi: install       ## write openapi.yaml from the contracts
 prepare: install       ## put the catalogue's models and SAEs into the store, once
 	@$(BIN)/lensd-worker prepare
 
-sae: prepare           ## train the shipped SAE again (about an hour on two cores)
-	$(BIN)/python -m services.saes.recipe --model-dir $(LENSD_HOME)/models/smollm2-135m --out assets/saes/smollm2-135m-l15-resid-post
+sae: prepare           ## train the shipped SAEs again, those whose folders are gone (about an hour on two cores)
+	$(BIN)/python -m services.saes.recipe --model-dir $(LENSD_HOME)/models/smollm2-135m --out assets/saes
 
 feature-index: prepare ## index the features of the shipped SAEs again, and their pages in docs/features (half an hour on one core)
 	$(BIN)/python -m services.saes.recipe.documents --packages $(LENSD_HOME)/recipe/packages --out $(LENSD_HOME)/recipe/documents.jsonl

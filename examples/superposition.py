@@ -8,7 +8,7 @@
 3. A standard SAE (ReLU, L1, unit decoder rows) of 64 latents is trained on h = Wx alone.
 4. A represented feature is recovered when some decoder row has a cosine over 0.95 with W_i.
 
-Three seeds, each of its own toy model and SAE; the first also with other L1 coefficients. No server. It writes
+Three seeds, each of its own toy model and SAE; the first also with another L1 coefficient. No server. It writes
 docs/superposition.json, docs/superposition.png and the tables of docs/superposition.md; with --out, the SAEs.
 """
 
@@ -47,7 +47,7 @@ def draw(count: int, generator: torch.Generator) -> Float[Tensor, "sample featur
 def train_toy(seed: int, *, steps: int = 4000, batch: int = 1024) -> Float[Tensor, "d feature"]:
     """W of the toy model, trained by Adam with its learning rate falling to zero."""
     generator = torch.Generator().manual_seed(seed)
-    W = (torch.randn(WIDTH, FEATURES, generator=generator) / WIDTH**0.5).requires_grad_()
+    W: Tensor = (torch.randn(WIDTH, FEATURES, generator=generator) / WIDTH**0.5).requires_grad_()
     b = torch.zeros(FEATURES, requires_grad=True)
     optimiser = torch.optim.Adam([W, b], lr=LEARNING_RATE)
     for step in range(steps):

@@ -108,7 +108,7 @@ def test_a_body_that_is_not_an_object_is_told_so(raw: bytes) -> None:
 def test_an_unknown_kind_names_the_known_ones() -> None:
     (message,) = violations(kind="patchin").values()
     assert message.startswith("\"patchin\" is not known: expected one of 'patching', 'attribution', 'features'")
-    assert all(f"'{kind}'" in message for kind in JOBS)
+    assert all(f"'{job['kind']}'" in message for job in JOBS.values())
 
 
 def test_a_missing_kind_names_the_known_ones() -> None:

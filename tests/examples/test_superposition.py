@@ -44,6 +44,7 @@ def test_features_that_are_not_represented_do_not_count() -> None:
     assert found["cosines"] == [0.0, 1.0]
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_saelens_reads_the_saved_sae_and_encodes_the_same(toy: Tensor, sae: Sae, tmp_path: Path) -> None:
     from sae_lens import SAE  # noqa: PLC0415 - takes seconds; only the tests that need it pay
 

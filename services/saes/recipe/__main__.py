@@ -1,4 +1,4 @@
-"""`python -m services.saes.recipe --model-dir DIR --out DIR`: from nothing to an SAE and its card.
+"""`python -m services.saes.recipe --model-dir DIR --out DIR`: from nothing to one SAE per layer, and their cards.
 
 Every stage leaves its product in the work directory, so that a run that was cut short goes on where it stopped.
 """
@@ -8,16 +8,17 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from services.saes.bundle import load_sae, save_sae
-from services.saes.recipe.activations import cache_activations
-from services.saes.recipe.card import README_FILE, card, check_sample, write_card
-from services.saes.recipe.corpus import build_corpus
+from services.saes.recipe.activations import cache_activations, cached_activations
+from services.saes.recipe.card import CARD_FILE, README_FILE, card, check_sample, write_card
+from services.saes.recipe.corpus import Corpus, build_corpus
 from services.saes.recipe.evaluate import dead_fraction, evaluate
-from services.saes.recipe.language_model import split_model
+from services.saes.recipe.language_model import lower_model, split_model
 from services.saes.recipe.settings import Recipe
 from services.saes.recipe.train import train
 
@@ -28,6 +29,12 @@ class Stages:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    def of_layer(self, layer: int) -> dict[str, float]:
+        """What the SAE of one layer took: the stages shared with the other layers, and its own."""
+        shared = {name: value for name, value in self.seconds.items() if "-l" not in name}
+        own = {stage: self.seconds.get(f"{stage}-l{layer}", 0.0) for stage in ("training", "evaluation")}
+        return {**shared, **own}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -41,25 +48,41 @@ class Stages:
             self._path.write_text(json.dumps(self.seconds))
 
 
-def make_sae(recipe: Recipe, model_dir: Path, out: Path, work_dir: Path) -> None:
-    """Runs every stage and writes the SAE's folder."""
+def make_saes(recipe: Recipe, model_dir: Path, out: Path, work_dir: Path) -> None:
+    """Runs every stage and writes one folder per layer into `out`; a layer whose card is there is left alone."""
     stages = Stages(work_dir / "seconds.json")
-    model = split_model(model_dir, recipe.layer)
+    wanted = [layer for layer in recipe.layers if not (out / recipe.sae_id(layer) / CARD_FILE).exists()]
+    if not wanted:
+        print(f"every SAE is in {out}: remove a folder to make it again", flush=True)
+        return
+    lower = lower_model(model_dir, wanted)
     with stages.stage("corpus"):
-        corpus = build_corpus(recipe, model_dir / "tokenizer.json", model.bos_token_id, work_dir)
+        corpus = build_corpus(recipe, model_dir / "tokenizer.json", lower.bos_token_id, work_dir)
     with stages.stage("activations"):
-        activations = cache_activations(recipe, model, corpus.train.tokens, work_dir)
-    with stages.stage("training"):
-        trained = train(recipe, activations, work_dir)
+        cache_activations(recipe, lower, corpus.train.tokens, work_dir)
+    for layer in wanted:
+        folder = out / recipe.sae_id(layer)
+        _make_sae(recipe, layer, corpus, stages, model_dir=model_dir, out=folder, work_dir=work_dir)
+
+
+def _make_sae(
+    recipe: Recipe, layer: int, corpus: Corpus, stages: Stages, *, model_dir: Path, out: Path, work_dir: Path
+) -> None:
+    model = split_model(model_dir, layer)
+    shape = (*corpus.train.tokens.shape, model.lower.d_model)
+    activations = cached_activations(recipe, layer, shape, work_dir)
+    with stages.stage(f"training-l{layer}"):
+        trained = train(recipe, layer, activations, work_dir)
     save_sae(trained, out, model_name=recipe.model_name, context=recipe.context)
     sae = load_sae(out)
     sample = check_sample(recipe, corpus)
-    with stages.stage("evaluation"):
+    with stages.stage(f"evaluation-l{layer}"):
         dead = dead_fraction(sae, activations)
         heldout = evaluate(sae, model, corpus.heldout.tokens)
         sample_figures = evaluate(sae, model, sample)
     contents = card(
         recipe,
+        layer,
         corpus,
         activations,
         model_dir=model_dir,
@@ -67,7 +90,7 @@ def make_sae(recipe: Recipe, model_dir: Path, out: Path, work_dir: Path) -> None
         heldout=heldout,
         sample=sample_figures,
         dead_fraction=dead,
-        seconds=stages.seconds,
+        seconds=stages.of_layer(layer),
     )
     write_card(contents, sample, out)
     print(f'card: {out / README_FILE}; the catalogue pins this SAE by sha256 = "{sae.sha256}"', flush=True)
@@ -77,14 +100,16 @@ def main() -> None:
     recipe = Recipe()
     parser = argparse.ArgumentParser(prog="python -m services.saes.recipe", description=__doc__)
     parser.add_argument("--model-dir", type=Path, required=True, help=f"prepared folder of {recipe.model_id}")
-    parser.add_argument("--out", type=Path, required=True, help="where the SAE goes")
+    parser.add_argument("--out", type=Path, required=True, help="where the SAEs' folders go")
     parser.add_argument(
-        "--work-dir", type=Path, default=Path(".lensd/recipe"), help="cache of a few GB, may be deleted"
+        "--layers", type=int, nargs="+", default=list(recipe.layers), help="which layers (default: %(default)s)"
     )
+    parser.add_argument("--work-dir", type=Path, default=Path(".lensd/recipe"), help="cache of some GB, may be deleted")
     parser.add_argument("--threads", type=int, default=2, help="torch threads; more than the free cores is a disaster")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    make_sae(recipe, arguments.model_dir, arguments.out, arguments.work_dir / recipe.sae_id)
+    recipe = replace(recipe, layers=tuple(arguments.layers))
+    make_saes(recipe, arguments.model_dir, arguments.out, arguments.work_dir / recipe.model_id)
 
 
 if __name__ == "__main__":

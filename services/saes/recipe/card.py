@@ -30,6 +30,7 @@ def check_sample(recipe: Recipe, corpus: Corpus) -> Tokens:
 
 def card(
     recipe: Recipe,
+    layer: int,
     corpus: Corpus,
     activations: Activations,
     *,
@@ -42,7 +43,7 @@ def card(
 ) -> dict[str, Any]:
     """Everything the card says, as JSON."""
     return {
-        "id": recipe.sae_id,
+        "id": recipe.sae_id(layer),
         "license": "Apache-2.0",
         "model": {
             "id": recipe.model_id,
@@ -51,7 +52,7 @@ def card(
             "tokenizer_sha256": sha256_of(model_dir / "tokenizer.json"),
         },
         "files": {name: sha256_of(out / name) for name in (WEIGHTS_FILE, EXTRAS_FILE, CONFIG_FILE)},
-        "recipe": {**asdict(recipe), "hook_name": recipe.hook_name},
+        "recipe": {**asdict(recipe), "layer": layer, "hook_name": recipe.hook_name(layer)},
         "training": {
             "tokens": int(corpus.train.tokens.size),
             "tokens_over_norm": int(corpus.train.tokens.size - len(activations.kept)),

@@ -9,8 +9,8 @@ class Recipe:
 
     model_id: str = "smollm2-135m"
     model_name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    sae_id: str = "smollm2-135m-l15-resid-post"
-    layer: int = 15
+    layers: tuple[int, ...] = (7, 15, 23)
+    """An early, a middle and a late layer; one pass over the text gives the activations of all."""
     seed: int = 0
 
     context: int = 128
@@ -33,7 +33,10 @@ class Recipe:
     check_sample_rows: int = 8
     """Rows of held-out text, public-domain sources only, shipped beside the SAE so that a test can redo the card."""
 
-    @property
-    def hook_name(self) -> str:
+    def sae_id(self, layer: int) -> str:
+        """The catalogue id of the SAE of one layer."""
+        return f"{self.model_id}-l{layer}-resid-post"
+
+    def hook_name(self, layer: int) -> str:
         """The hook point's name in TransformerLens."""
-        return f"blocks.{self.layer}.hook_resid_post"
+        return f"blocks.{layer}.hook_resid_post"

@@ -36,15 +36,16 @@ class Parameters:
         return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
 
 
-def train(recipe: Recipe, activations: Activations, work_dir: Path) -> Sae:
-    """Trains to the end, going on from the last checkpoint in `work_dir` if there is one."""
+def train(recipe: Recipe, layer: int, activations: Activations, work_dir: Path) -> Sae:
+    """Trains the SAE of one layer to the end, going on from its last checkpoint in `work_dir` if there is one."""
+    checkpoint = work_dir / f"checkpoint-l{layer}.safetensors"
     mean = torch.from_numpy(activations.mean)
     scale = _scale(activations, mean, recipe.seed)
     parameters = _initial(recipe, mean / scale)
     optimiser = torch.optim.Adam(parameters.trained.values(), lr=recipe.learning_rate, eps=6.25e-10, fused=True)
     per_epoch = len(activations.kept) // recipe.batch_size
     steps = per_epoch * recipe.epochs
-    step = _resume(parameters, optimiser, work_dir)
+    step = _resume(parameters, optimiser, checkpoint)
     started, first = time.monotonic(), step
     while step < steps:
         epoch, offset = divmod(step, per_epoch)
@@ -56,11 +57,14 @@ def train(recipe: Recipe, activations: Activations, work_dir: Path) -> Sae:
             explained = _step(recipe, parameters, optimiser, x)
             step += 1
             if step % recipe.checkpoint_every == 0 or step == steps:
-                _checkpoint(parameters, optimiser, step, work_dir)
+                _checkpoint(parameters, optimiser, step, checkpoint)
                 dead = int((parameters.silent_steps > recipe.dead_window).sum())
                 speed = (step - first) * recipe.batch_size / (time.monotonic() - started)
-                print(f"train: step {step}/{steps}, explained {explained:.4f}, dead {dead}, {speed:.0f}/s", flush=True)
-    return _finished(recipe, parameters, scale, activations)
+                print(
+                    f"train: layer {layer}, step {step}/{steps}, explained {explained:.4f}, dead {dead}, {speed:.0f}/s",
+                    flush=True,
+                )
+    return _finished(recipe, layer, parameters, scale, activations)
 
 
 def _scale(activations: Activations, mean: Float[Tensor, " d_model"], seed: int) -> float:
@@ -138,17 +142,17 @@ def _keep_decoder_direction(parameters: Parameters) -> None:
     gradient -= (gradient * rows).sum(-1, keepdim=True) * rows
 
 
-def _checkpoint(parameters: Parameters, optimiser: torch.optim.Adam, step: int, work_dir: Path) -> None:
+def _checkpoint(parameters: Parameters, optimiser: torch.optim.Adam, step: int, path: Path) -> None:
     tensors = {**parameters.trained, "silent_steps": parameters.silent_steps, "step": torch.tensor(step)}
     for name, tensor in parameters.trained.items():
         for key, value in optimiser.state[tensor].items():
             tensors[f"adam.{name}.{key}"] = value
-    save_file({name: tensor.detach() for name, tensor in tensors.items()}, work_dir / "checkpoint.part")
-    (work_dir / "checkpoint.part").replace(work_dir / "checkpoint.safetensors")
+    partial = path.with_suffix(".part")
+    save_file({name: tensor.detach() for name, tensor in tensors.items()}, partial)
+    partial.replace(path)
 
 
-def _resume(parameters: Parameters, optimiser: torch.optim.Adam, work_dir: Path) -> int:
-    path = work_dir / "checkpoint.safetensors"
+def _resume(parameters: Parameters, optimiser: torch.optim.Adam, path: Path) -> int:
     if not path.exists():
         return 0
     tensors = load_file(path)
@@ -161,7 +165,7 @@ def _resume(parameters: Parameters, optimiser: torch.optim.Adam, work_dir: Path)
     return int(tensors["step"])
 
 
-def _finished(recipe: Recipe, parameters: Parameters, scale: float, activations: Activations) -> Sae:
+def _finished(recipe: Recipe, layer: int, parameters: Parameters, scale: float, activations: Activations) -> Sae:
     """The SAE on raw activations: TopK with ReLU is positively homogeneous, so only the biases carry the scale."""
     weights = {name: tensor.detach() for name, tensor in parameters.trained.items()}
     return Sae(
@@ -171,7 +175,7 @@ def _finished(recipe: Recipe, parameters: Parameters, scale: float, activations:
         b_dec=weights["b_dec"] * scale,
         activation=TopK(recipe.k),
         apply_b_dec_to_input=True,
-        hook_name=recipe.hook_name,
+        hook_name=recipe.hook_name(layer),
         model_id=recipe.model_id,
         prepend_bos=True,
         norm_threshold=activations.norm_threshold,

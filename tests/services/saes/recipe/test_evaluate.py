@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from services.saes.recipe.activations import cache_activations
+from services.saes.recipe.activations import cache_activations, cached_activations
 from services.saes.recipe.corpus import Tokens
 from services.saes.recipe.evaluate import dead_fraction, evaluate
-from services.saes.recipe.language_model import SplitModel, split_model
+from services.saes.recipe.language_model import LowerModel, SplitModel, lower_model, split_model
 from services.saes.recipe.settings import Recipe
 from services.saes.sae import Sae, TopK
 from tests.families import D_MODEL, VOCABULARY, build_family
@@ -135,24 +135,37 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True)
-class Failing(SplitModel):
+class Failing(LowerModel):
     """The model of a process that ends after some batches."""
 
     batches: list[int]
 
-    def activations(self, tokens: Tensor) -> Tensor:
+    def activations(self, tokens: Tensor) -> dict[int, Tensor]:
         if not self.batches:
             raise Interrupted
         self.batches.pop()
         return super().activations(tokens)
 
 
+def test_one_pass_gives_the_activations_of_every_layer(folder: Path) -> None:
+    tokens = torch.arange(3, 3 + 2 * 10).view(2, 10)
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        hidden = whole(tokens, output_hidden_states=True).hidden_states
+        together = lower_model(folder, [0, LAYER]).activations(tokens)
+        alone = split_model(folder, 0).activations(tokens)
+    torch.testing.assert_close(together[0], hidden[1])
+    torch.testing.assert_close(together[0], alone)
+    assert sorted(together) == [0, LAYER]
+
+
 def test_an_interrupted_cache_goes_on_where_it_stopped(model: SplitModel, tokens: Tokens, tmp_path: Path) -> None:
     recipe = Recipe(forward_rows=1, norm_factor=1.2)
     with pytest.raises(Interrupted):
-        cache_activations(recipe, Failing(**model.__dict__, batches=[0] * 22), tokens, tmp_path)
+        cache_activations(recipe, Failing(**model.lower.__dict__, batches=[0] * 22), tokens, tmp_path)
     assert json.loads((tmp_path / "activations.json").read_text()) == {"rows": 20}
-    cached = cache_activations(recipe, Failing(**model.__dict__, batches=[0] * 5), tokens, tmp_path)
+    cache_activations(recipe, Failing(**model.lower.__dict__, batches=[0] * 5), tokens, tmp_path)
+    cached = cached_activations(recipe, LAYER, (*tokens.shape, D_MODEL), tmp_path)
     with torch.no_grad():
         x = model.activations(torch.from_numpy(tokens).long()).flatten(0, 1)
     norms = torch.from_numpy(cached.values.astype(np.float32)).norm(dim=-1)
@@ -165,7 +178,8 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(model: SplitModel, tokens
 def test_dead_features_are_those_that_no_training_token_fires(
     model: SplitModel, sae: Sae, tokens: Tokens, tmp_path: Path
 ) -> None:
-    activations = cache_activations(Recipe(), model, tokens, tmp_path)
+    cache_activations(Recipe(), model.lower, tokens, tmp_path)
+    activations = cached_activations(Recipe(), LAYER, (*tokens.shape, D_MODEL), tmp_path)
     b_enc = sae.b_enc.clone()
     b_enc[:16] = -1e6
     silenced = replace(sae, b_enc=b_enc)

@@ -15,6 +15,7 @@ from services.saes.recipe.settings import Recipe
 from services.saes.recipe.train import train
 
 D_MODEL, PLANTED, FIRING = 24, 32, 3
+LAYER = 2
 RECIPE = Recipe(
     d_sae=PLANTED,
     k=FIRING,
@@ -66,7 +67,7 @@ class Failing:
 def test_the_planted_dictionary_is_recovered_on_raw_activations(
     activations: Activations, dictionary: torch.Tensor, tmp_path: Path
 ) -> None:
-    sae = train(RECIPE, activations, tmp_path)
+    sae = train(RECIPE, LAYER, activations, tmp_path)
     x = torch.from_numpy(activations.values[:2000]).float()
     features = sae.encode(x)
     error = (x - sae.decode(features)).square().sum() / (x - x.mean(0)).square().sum()
@@ -79,12 +80,12 @@ def test_the_planted_dictionary_is_recovered_on_raw_activations(
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(activations: Activations, tmp_path: Path) -> None:
     recipe = replace(RECIPE, epochs=2)
-    whole = train(recipe, activations, _folder(tmp_path, "whole"))
+    whole = train(recipe, LAYER, activations, _folder(tmp_path, "whole"))
     cut = _folder(tmp_path, "cut")
     failing: Any = Failing(activations.values, reads=200)
     with pytest.raises(Interrupted):
-        train(recipe, replace(activations, values=failing), cut)
-    resumed = train(recipe, activations, cut)
+        train(recipe, LAYER, replace(activations, values=failing), cut)
+    resumed = train(recipe, LAYER, activations, cut)
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         torch.testing.assert_close(getattr(resumed, name), getattr(whole, name), rtol=0, atol=0)
 
