@@ -172,8 +172,8 @@ def report(moved: Sequence[Moved], circumstances: str) -> str:
     )
     asked = (
         "Does the *unsteered* model, reading what the steered one wrote, find the feature more active than in the "
-        "text written without steering? How often is that so of the texts steered by another of the features? "
-        "And are the feature's ten promoted tokens likelier as the next one?"
+        "text written without steering? How often is that so of texts steered by another of the features? And are the "
+        "feature's ten promoted tokens likelier as the next one?"
     )
     return "\n\n".join(
         [
