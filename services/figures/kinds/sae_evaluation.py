@@ -40,7 +40,7 @@ def sae_evaluation_picture(result: SaeEvaluationResult, example: int | None) -> 
     counted = f"{result.prompts} prompts, {result.tokens} tokens, {result.tokens_over_norm} over the norm threshold"
     return Picture(
         title(result, f"evaluation of {result.sae}", f"layer {result.layer} {result.site}"),
-        ((losses, fractions), (densities,)),
+        ((losses,), (fractions,), (densities,)),
         notes(result, counted, *(_summary(name, way) for name, way in ways.items())),
     )
 
