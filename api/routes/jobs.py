@@ -14,6 +14,7 @@ from api.dependencies import GatewayServices, Services
 from api.documented import body, content, problems, request_body
 from api.errors import InvalidParameters, ProblemItem
 from api.events import ended_within, resume_point, stream
+from api.idempotency import REPLAYED, IdempotencyKey, idempotency
 from api.lookup import JobId, find_job, not_found
 from api.preferences import Prefer, preference_applied, preferred_wait
 from api.representations import job_json
@@ -24,7 +25,7 @@ from services.contracts.errors import Refused, Unavailable
 from services.contracts.job import JobSpec, JobStatus, JobSummary
 from services.jobs.ids import new_job_id
 from services.jobs.ports import JobFilter
-from services.jobs.record import JobRecord, NewJob
+from services.jobs.record import Idempotency, JobRecord, NewJob
 from services.tenants.keys import ApiKey
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -35,6 +36,10 @@ POLL_AFTER_S = 1
 _ACCEPTED_HEADERS = {
     "Location": {"description": "Where the job is.", "schema": {"type": "string"}},
     "Retry-After": {"description": "Seconds after which to look again.", "schema": {"type": "integer"}},
+    REPLAYED: {
+        "description": "`true` when the same request under the same `Idempotency-Key` had made this job before.",
+        "schema": {"type": "string"},
+    },
 }
 
 _parser: BodyParser[JobSpec] = BodyParser(TypeAdapter(JobSpec))
@@ -86,14 +91,21 @@ class JobList(Contract):
     },
     openapi_extra=request_body("JobSpec", JOBS),
 )
-async def submit_job(request: Request, services: Services, key: Submitter, prefer: Prefer = None) -> Response:
+async def submit_job(
+    request: Request,
+    services: Services,
+    key: Submitter,
+    prefer: Prefer = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
     """Post a job. What can be known to be wrong with it is refused at once, before it is queued."""
     raw = await request.body()
     job = await services.read(lambda: _admit(raw, key, services))
-    record = await run_in_threadpool(_enqueue, services, job)
+    record = await run_in_threadpool(_enqueue, services, job, idempotency(idempotency_key, job.spec))
+    replayed = {} if record.id == job.id else {REPLAYED: "true"}
     wait = preferred_wait(prefer)
     record = await _settled(services, record, wait)
-    headers = {"Location": f"/v1/jobs/{record.id}", **preference_applied(wait)}
+    headers = {"Location": f"/v1/jobs/{record.id}", **replayed, **preference_applied(wait)}
     if record.status.terminal:
         return await _answer(services, record, 200, headers)
     return await _answer(services, record, 202, {**headers, "Retry-After": str(POLL_AFTER_S)})
@@ -198,9 +210,11 @@ def _admit(raw: bytes, key: ApiKey, services: GatewayServices) -> NewJob:
     )
 
 
-def _enqueue(services: GatewayServices, job: NewJob) -> JobRecord:
-    record = services.store.create(job)
-    services.doorbell.ring(job.pool)
+def _enqueue(services: GatewayServices, job: NewJob, reservation: Idempotency | None) -> JobRecord:
+    """The job's record, or that of the job which the same request made before: there is nothing to ring for then."""
+    record = services.store.create(job, reservation)
+    if record.id == job.id:
+        services.doorbell.ring(job.pool)
     return record
 
 

@@ -83,7 +83,10 @@ class MemoryJobStore:
                     if other.idempotency == idempotency:
                         return other.record
                     if other.idempotency.key == idempotency.key:
-                        raise Conflict(ErrorCode.IDEMPOTENCY_CONFLICT, "this key was used for another request")
+                        raise Conflict(
+                            ErrorCode.IDEMPOTENCY_CONFLICT,
+                            "this Idempotency-Key was used for another request: use a fresh key for a new job",
+                        )
             now = self._clock()
             self._admit(job, now)
             stored = _Job(job, self._policy.size_of(job.cost), next(self._numbers), job.queued(now), idempotency)

@@ -1,19 +1,25 @@
-"""What cannot be generated or steered is refused before it is queued; what overflows fails alone."""
+"""Generation that cannot be done: refused with a pointer where that can be known, else the job alone fails."""
 
 from typing import Any
 
 import pytest
 
 from services.contracts.errors import ErrorCode, InvalidSpec, JobFailed
+from services.saes.sae import Sae
 from tests.families import D_MODEL
 from tests.services.methods.conftest import Laboratory
 from tests.services.methods.test_generation import ALONG, FEATURE, FEATURES, generate, make_sae
 
 
-def refusals(laboratory: Laboratory, **body: Any) -> dict[str, ErrorCode]:
+@pytest.fixture(scope="module")
+def sae() -> Sae:
+    return make_sae()
+
+
+def refusals(laboratory: Laboratory, sae: Sae, **body: Any) -> dict[str, ErrorCode]:
     """What is refused, by where."""
     with pytest.raises(InvalidSpec) as refused:
-        generate(laboratory, make_sae(), **body)
+        generate(laboratory, sae, **body)
     return {violation.pointer: violation.code for violation in refused.value.violations}
 
 
@@ -33,9 +39,9 @@ def refusals(laboratory: Laboratory, **body: Any) -> dict[str, ErrorCode]:
     ],
 )
 def test_what_cannot_be_steered_is_refused_with_a_pointer(
-    laboratory: Laboratory, steering: dict[str, Any], pointer: str, code: ErrorCode
+    laboratory: Laboratory, sae: Sae, steering: dict[str, Any], pointer: str, code: ErrorCode
 ) -> None:
-    assert refusals(laboratory, steering=[steering]) == {pointer: code}
+    assert refusals(laboratory, sae, steering=[steering]) == {pointer: code}
 
 
 @pytest.mark.parametrize(
@@ -51,9 +57,9 @@ def test_what_cannot_be_steered_is_refused_with_a_pointer(
     ],
 )
 def test_what_cannot_be_generated_is_refused_with_a_pointer(
-    laboratory: Laboratory, body: dict[str, Any], pointer: str, code: ErrorCode
+    laboratory: Laboratory, sae: Sae, body: dict[str, Any], pointer: str, code: ErrorCode
 ) -> None:
-    assert refusals(laboratory, **body) == {pointer: code}
+    assert refusals(laboratory, sae, **body) == {pointer: code}
 
 
 def test_a_strength_that_overflows_in_mean_norms_fails_the_job_alone(laboratory: Laboratory) -> None:
