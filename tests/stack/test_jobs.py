@@ -84,7 +84,7 @@ def test_the_tokens_of_a_generation_come_while_it_runs(client: httpx.Client) -> 
         "kind": "generation",
         "model": "smollm2-135m",
         "prompts": ["Once upon a time"],
-        "max_new_tokens": 200,
+        "max_new_tokens": 120,
         "stop": [],
     }
     response = client.post("/v1/jobs", json=body)
