@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
     [
         "Bearer",
         "Bearer ",
-        "Basic abc",
+        "Basic dXNlcjpwYXNz",
         "Bearer lensd_x_y",
         "Bearer \xe9",
         "Bearer lensd_aaaaaaaaaaaa_" + "A" * 43,
