@@ -21,6 +21,8 @@ from services.contracts.feature_card import FeatureLabel
 from services.contracts.label import LabelImport, LabelLine, LabelRequest
 from services.contracts.sae import SaeFacts
 from services.labels.store import Labelled
+from services.logs import request_id
+from services.tenants.audit import AuditAction, AuditEvent
 from services.tenants.keys import ApiKey, Scope
 
 router = APIRouter(prefix="/v1/saes", tags=["features"])
@@ -54,7 +56,7 @@ async def set_feature_label(
     raw = await request.body()
     asked = await services.read(lambda: _label_body.parse(raw))
     label = _checked(key, asked, datetime.now(UTC))
-    await run_in_threadpool(services.labels.put, key.owner, sae_id, [Labelled(index, label)])
+    await run_in_threadpool(_put, services, key, sae_id, [Labelled(index, label)])
     return label
 
 
@@ -74,6 +76,8 @@ def delete_feature_label(
     if not services.labels.delete(key.owner, sae_id, index, shared=shared):
         whose = "no shared label" if shared else "no label of yours"
         raise NotFound(ErrorCode.LABEL_NOT_FOUND, f"feature {index} of {sae_id} has {whose}")
+    if shared:
+        _record(services, key, AuditAction.SHARED_LABEL_DELETED, sae_id, {"feature": str(index)})
 
 
 @router.post(
@@ -90,7 +94,7 @@ async def import_labels(request: Request, services: Services, key: Submitter, sa
     facts = services.catalogue_for(key).sae(sae_id)
     raw = await request.body()
     labels = await services.read(lambda: _read(raw, key, facts))
-    await run_in_threadpool(services.labels.put, key.owner, sae_id, labels)
+    await run_in_threadpool(_put, services, key, sae_id, labels)
     return LabelImport(stored=len(labels), shared=sum(item.label.shared for item in labels))
 
 
@@ -114,6 +118,19 @@ def require_feature(facts: SaeFacts, index: int) -> None:
     if not 0 <= index < facts.features:
         message = f"feature {index} does not exist: {facts.id} has features 0..{facts.features - 1}"
         raise NotFound(ErrorCode.UNKNOWN_FEATURE, message)
+
+
+def _put(services: GatewayServices, key: ApiKey, sae_id: str, labels: list[Labelled]) -> None:
+    """Stores the labels; what every tenant sees from now on is put on record."""
+    services.labels.put(key.owner, sae_id, labels)
+    shared = sum(item.label.shared for item in labels)
+    if shared:
+        _record(services, key, AuditAction.LABELS_SHARED, sae_id, {"labels": str(shared)})
+
+
+def _record(services: GatewayServices, key: ApiKey, action: AuditAction, sae_id: str, details: dict[str, str]) -> None:
+    event = AuditEvent(action=action, actor=key.id, target=sae_id, details=details, request_id=request_id.get())
+    services.audit.record(event)
 
 
 def _checked(key: ApiKey, asked: LabelRequest, now: datetime) -> FeatureLabel:

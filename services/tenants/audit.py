@@ -1,4 +1,4 @@
-"""The audit log: what was done to keys, by whom and in which request. Never what could open anything."""
+"""The audit log: what was done to keys and to shared labels, by whom and in which request. Never a secret."""
 
 import re
 from datetime import datetime
@@ -17,6 +17,8 @@ class AuditAction(StrEnum):
     KEY_CREATED = "key_created"
     KEY_ROTATED = "key_rotated"
     KEY_REVOKED = "key_revoked"
+    LABELS_SHARED = "labels_shared"
+    SHARED_LABEL_DELETED = "shared_label_deleted"
 
 
 class AuditEvent(Contract):
@@ -24,7 +26,7 @@ class AuditEvent(Contract):
 
     action: AuditAction
     actor: Annotated[str, Field(description="The id of the key that did it; `shell` for the operator's command line.")]
-    target: Annotated[str, Field(description="The id of the key it was done to.")]
+    target: Annotated[str, Field(description="The id of the key it was done to, or of the SAE.")]
     details: dict[str, str] = {}
     request_id: str | None = None
 

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from services.tenants.audit import AuditAction
 from services.tenants.keys import Scope
 from tests.api.catalogue import FEATURES, SAE
 from tests.api.conftest import Stand
@@ -72,6 +73,11 @@ async def test_shared_labels_are_the_operators_to_set_and_everybodys_to_see(
         assert (await bob.delete(url(1))).status_code == 404
     assert (await client.delete(f"{url(1)}?shared=true")).status_code == 204
     assert await exported(client) == []
+    entries = stand.services.audit.page(None, 10).entries
+    assert [(entry.action, entry.target) for entry in entries] == [
+        (AuditAction.SHARED_LABEL_DELETED, SAE),
+        (AuditAction.LABELS_SHARED, SAE),
+    ]
 
 
 async def test_a_key_that_may_only_read_sets_no_label(stand: Stand) -> None:
