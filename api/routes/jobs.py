@@ -33,13 +33,16 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 POLL_AFTER_S = 1
 """What `Retry-After` proposes to a client that does not follow the events."""
 
-_ACCEPTED_HEADERS = {
+_JOB_HEADERS = {
     "Location": {"description": "Where the job is.", "schema": {"type": "string"}},
-    "Retry-After": {"description": "Seconds after which to look again.", "schema": {"type": "integer"}},
     REPLAYED: {
         "description": "`true` when the same request under the same `Idempotency-Key` had made this job before.",
         "schema": {"type": "string"},
     },
+}
+_ACCEPTED_HEADERS = {
+    **_JOB_HEADERS,
+    "Retry-After": {"description": "Seconds after which to look again.", "schema": {"type": "integer"}},
 }
 
 _parser: BodyParser[JobSpec] = BodyParser(TypeAdapter(JobSpec))
@@ -85,7 +88,10 @@ class JobList(Contract):
     status_code=202,
     response_class=Response,
     responses={
-        200: body("JobView", "The job ended within the time of `Prefer: wait`."),
+        200: {
+            **body("JobView", "The job has ended: within the time of `Prefer: wait`, or before it was sent again."),
+            "headers": _JOB_HEADERS,
+        },
         202: {**body("JobView", "The job is accepted; `Location` is where it is."), "headers": _ACCEPTED_HEADERS},
         **problems(400, 413, 415, 422),
     },
