@@ -129,9 +129,11 @@ def _open_reader(spec: JobSpec, catalogue: Catalogue) -> PromptReader:
 
 
 def _unfit(sae: SaeFacts, facts: ModelFacts, pointer: str) -> Iterator[Violation]:
-    """An SAE whose width or place is not the model's."""
+    """An SAE of another model, or whose width or place is not the model's."""
     if sae.model != facts.id:
-        return  # the specification says so
+        message = f"{sae.id} was trained on {sae.model}, not on {facts.id}"
+        yield Violation(pointer, ErrorCode.SAE_MISMATCH, message)
+        return
     message = ""
     if sae.d_model != facts.d_model:
         message = f"{sae.id} reads {sae.d_model} dimensions, and {facts.id} has {facts.d_model}"

@@ -61,7 +61,7 @@ class AttributionSpec(Spec):
         return "/method/sae"
 
     def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
-        yield from self.method.sae_violations(sae, self.model)
+        yield from self.method.sae_violations(sae)
 
     def violations(self, facts: ModelFacts) -> Iterator[Violation]:
         """The wrong kind of input for the method, and what the method itself refuses."""

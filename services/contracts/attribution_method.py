@@ -21,9 +21,9 @@ class AttributionMethodBase(Request):
         """The SAE that it needs, named at `/method/sae`."""
         return None
 
-    def sae_violations(self, sae: SaeFacts, model: CatalogueId) -> Iterator[Violation]:
-        """What its SAE cannot do for a job on `model`."""
-        del sae, model
+    def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
+        """What its SAE cannot do."""
+        del sae
         yield from ()
 
     def metric_violations(self, metric: Metric) -> Iterator[Violation]:

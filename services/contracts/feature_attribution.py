@@ -58,8 +58,8 @@ class FeatureAttribution(AttributionMethodBase):
     def sae_id(self) -> CatalogueId | None:
         return self.sae
 
-    def sae_violations(self, sae: SaeFacts, model: CatalogueId) -> Iterator[Violation]:
-        yield from sae_violations(sae, model, "/method/sae")
+    def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
+        yield from sae_violations(sae, "/method/sae")
 
     def metric_violations(self, metric: Metric) -> Iterator[Violation]:
         """The first-order estimate at the clean run itself."""

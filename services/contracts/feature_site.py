@@ -5,20 +5,22 @@ from typing import Annotated
 
 from pydantic import Field
 
-from services.contracts.base import CatalogueId, Position
+from services.contracts.base import Position
 from services.contracts.errors import ErrorCode, Violation
 from services.contracts.inputs import Inputs
-from services.contracts.sae import SaeFacts, autoencoder_violations
+from services.contracts.sae import SaeFacts
 
 TopFeatures = Annotated[int, Field(ge=1, le=1_000)]
 
 
-def sae_violations(sae: SaeFacts, model: CatalogueId, pointer: str) -> Iterator[Violation]:
-    """An SAE of another model, and one whose features are not parts of the site that it reads."""
-    if sae.model != model:
-        message = f"{sae.id} was trained on {sae.model}, not on {model}"
+def sae_violations(sae: SaeFacts, pointer: str) -> Iterator[Violation]:
+    """An SAE whose directions are not in the units of the activations that it reads: no sum of features gives x."""
+    if sae.normalize_activations in ("constant_norm_rescale", "layer_norm"):
+        message = (
+            f"{sae.id} scales each token by its own size ({sae.normalize_activations}): its directions are not in the "
+            "activations' units, so its features can be read but not written"
+        )
         yield Violation(pointer, ErrorCode.SAE_MISMATCH, message)
-    yield from autoencoder_violations(sae, pointer)
 
 
 def example_position_violations(positions: Sequence[int | str], inputs: Inputs, pointer: str) -> Iterator[Violation]:

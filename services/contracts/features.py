@@ -87,10 +87,7 @@ class FeaturesSpec(Spec):
         return self.sae
 
     def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
-        """An SAE of another model, features that it does not have."""
-        if sae.model != self.model:
-            message = f"{sae.id} was trained on {sae.model}, not on {self.model}"
-            yield Violation("/sae", ErrorCode.SAE_MISMATCH, message)
+        """Features that it does not have."""
         for index, feature in enumerate(self.features or ()):
             if feature >= sae.features:
                 message = f"feature {feature} does not exist: {sae.id} has features 0..{sae.features - 1}"

@@ -92,8 +92,8 @@ class GenerationSpec(Spec):
         return next((f"/steering/{index}/sae" for index, _ in self.features()), "/steering")
 
     def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
-        """An SAE whose features are no parts of this model's activations, a second SAE, features that it lacks."""
-        yield from sae_violations(sae, self.model, self.sae_pointer())
+        """An SAE whose features are no parts of the activations, a second SAE, features that it lacks."""
+        yield from sae_violations(sae, self.sae_pointer())
         for index, feature in self.features():
             if feature.sae != sae.id:
                 message = f"one job steers by features of one SAE: {sae.id} came first"

@@ -1,12 +1,10 @@
 """The facts of a served sparse autoencoder."""
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from services.contracts.base import CatalogueId, Contract
-from services.contracts.errors import ErrorCode, Violation
 from services.contracts.site import SiteName
 
 
@@ -50,23 +48,3 @@ class SaeFacts(Contract):
         default=None, description="Over what its features were indexed; null if they were not."
     )
     card: dict[str, Any] = Field(default={}, description="Its card: every figure measured on held-out documents.")
-
-
-def autoencoder_violations(sae: SaeFacts, pointer: str = "/sae") -> Iterator[Violation]:
-    """Why features of this SAE cannot be written into the activations it reads, x = Σ f d + b_dec + ε.
-
-    Yields nothing for an SAE that may be spliced: one whose directions are in the activations' own units.
-    """
-    if "transcoder" in sae.architecture:
-        message = (
-            f"{sae.id} is a transcoder: it reads one site and rebuilds another, so what it reads is no sum of its "
-            "features; name an SAE"
-        )
-        yield Violation(pointer, ErrorCode.SAE_MISMATCH, message)
-    if sae.normalize_activations in ("constant_norm_rescale", "layer_norm"):
-        yield Violation(
-            pointer=pointer,
-            code=ErrorCode.SAE_MISMATCH,
-            message=f"{sae.id} scales each token by its own size ({sae.normalize_activations}): its directions are not "
-            "in the activations' units, so its features can be read but not written",
-        )

@@ -47,10 +47,7 @@ class SaeEvaluationSpec(Spec):
         return {"both": (True, False), "on": (True,), "off": (False,)}[self.norm_filter]
 
     def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
-        """An SAE of another model; a norm filter alone, of an SAE that has none."""
-        if sae.model != self.model:
-            message = f"{sae.id} was trained on {sae.model}, not on {self.model}"
-            yield Violation("/sae", ErrorCode.SAE_MISMATCH, message)
+        """A norm filter alone, of an SAE that has none."""
         if self.norm_filter == "on" and sae.norm_threshold is None:
             message = f"{sae.id} has no norm threshold, so there is nothing to filter: ask for `off`"
             yield Violation("/norm_filter", ErrorCode.SAE_MISMATCH, message)

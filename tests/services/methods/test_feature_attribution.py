@@ -245,7 +245,7 @@ def test_a_job_is_billed_what_was_estimated(laboratory: Laboratory, engine: Engi
         ({"model": "tiny-gpt2"}, {}, "/method/sae", ErrorCode.SAE_MISMATCH),
         ({"d_model": 48}, {}, "/method/sae", ErrorCode.SAE_MISMATCH),
         ({"layer": 7}, {}, "/method/sae", ErrorCode.SAE_MISMATCH),
-        ({"architecture": "transcoder"}, {}, "/method/sae", ErrorCode.SAE_MISMATCH),
+        ({"normalize_activations": "layer_norm"}, {}, "/method/sae", ErrorCode.SAE_MISMATCH),
         ({}, {"sae": "none"}, "/method/sae", ErrorCode.UNKNOWN_SAE),
         ({}, {"positions": [99]}, "/method/positions/0", ErrorCode.UNKNOWN_POSITION),
         ({}, {"positions": [-1, -1]}, "/method/positions", ErrorCode.UNKNOWN_POSITION),

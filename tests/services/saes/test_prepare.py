@@ -16,7 +16,6 @@ from services.catalogue.feature_indexes import INDEX_FILE
 from services.catalogue.operator import CatalogueError, SaeEntry, file_sha256
 from services.catalogue.store import has_index_of
 from services.contracts.feature_site import sae_violations
-from services.contracts.sae import autoencoder_violations
 from services.saes.bundle import load_sae
 from services.saes.config import EXTRAS_FILE, WEIGHTS_FILE
 from services.saes.index.contexts import describe
@@ -116,15 +115,14 @@ def test_the_facts_echo_the_conventions(sae_folder: SaeFolder, tmp_path: Path) -
     facts = prepare_sae(entry(folder), tmp_path, tmp_path / "home")
     assert (facts.hook_name, facts.apply_b_dec_to_input) == ("blocks.1.hook_resid_post", False)
     assert (facts.decoder_norms_folded, facts.normalize_activations) == (True, "none")
-    assert not list(autoencoder_violations(facts))
+    assert not list(sae_violations(facts, "/sae"))
 
 
 def test_an_sae_that_scales_each_token_cannot_be_written_back(sae_folder: SaeFolder, tmp_path: Path) -> None:
     facts = prepare_sae(entry(sae_folder(normalize_activations="layer_norm")), tmp_path, tmp_path / "home")
-    (violation,) = autoencoder_violations(facts)
+    (violation,) = sae_violations(facts, "/method/sae")
+    assert violation.pointer == "/method/sae"
     assert "can be read but not written" in violation.message
-    (at_the_site,) = sae_violations(facts, "m", "/method/sae")
-    assert (at_the_site.pointer, at_the_site.message) == ("/method/sae", violation.message)
 
 
 def test_another_models_sae_is_refused(sae_folder: SaeFolder, tmp_path: Path) -> None:
