@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from services.saes.fidelity import Fidelity
 from services.saes.recipe.activations import Activations
 from services.saes.recipe.language_model import SplitModel
 from services.saes.sae import Sae
 
-DENSE = 0.1
 RUNS = ("clean", "sae", "zero_ablation", "mean_ablation")
 
 
@@ -52,38 +52,22 @@ class Figures:
 class _Totals:
     """Sums over tokens, in float64."""
 
-    def __init__(self, d_sae: int) -> None:
+    def __init__(self, sae: Sae) -> None:
         self.tokens = 0
-        self.kept = 0
-        self.fired = torch.zeros(d_sae, dtype=torch.int64)
-        self.squared_error = 0.0
-        self.squared_deviation = 0.0
-        self.cosine = 0.0
         self.predictions = 0
         self.loss = dict.fromkeys(RUNS, 0.0)
-
-    def add_reconstruction(self, sae: Sae, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-        """Encodes the tokens and accounts for them; returns the reconstruction."""
-        assert sae.mean_activation is not None
-        features = sae.encode(x)
-        reconstruction = sae.decode(features)
-        self.kept += len(x)
-        self.fired += (features > 0).sum(0)
-        self.squared_error += float((x - reconstruction).double().pow(2).sum())
-        self.squared_deviation += float((x - sae.mean_activation).double().pow(2).sum())
-        self.cosine += float(functional.cosine_similarity(x, reconstruction, dim=-1).double().sum())
-        return reconstruction
+        self.fidelity = Fidelity(sae.d_model, sae.d_sae)
 
 
 def evaluate(sae: Sae, model: SplitModel, tokens: NDArray[np.int32], rows_at_once: int = 8) -> Figures:
     """Measures a float32 SAE on rows of tokens [row, position] that begin with BOS."""
-    totals = _Totals(sae.d_sae)
+    totals = _Totals(sae)
     with torch.inference_mode():
         for start in range(0, len(tokens), rows_at_once):
             _evaluate_rows(sae, model, torch.from_numpy(tokens[start : start + rows_at_once]).long(), totals)
             if start % (rows_at_once * 10) == 0:
                 print(f"evaluation: {start}/{len(tokens)} rows", flush=True)
-    return _figures(totals, len(tokens), sae.d_model)
+    return _figures(totals, len(tokens), sae)
 
 
 def _evaluate_rows(sae: Sae, model: SplitModel, tokens: Int[Tensor, "row position"], totals: _Totals) -> None:
@@ -94,7 +78,7 @@ def _evaluate_rows(sae: Sae, model: SplitModel, tokens: Int[Tensor, "row positio
     totals.predictions += tokens[:, 1:].numel()
     replacements = {
         "clean": x[kept],
-        "sae": totals.add_reconstruction(sae, x[kept]),
+        "sae": totals.fidelity.add(sae, x[kept]),
         "zero_ablation": torch.zeros(sae.d_model),
         "mean_ablation": sae.mean_activation,
     }
@@ -105,26 +89,32 @@ def _evaluate_rows(sae: Sae, model: SplitModel, tokens: Int[Tensor, "row positio
         totals.loss[run] += float(functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="sum"))
 
 
-def _figures(totals: _Totals, rows: int, d_model: int) -> Figures:
+def _figures(totals: _Totals, rows: int, sae: Sae) -> Figures:
     clean, spliced, zero, mean = (totals.loss[run] / totals.predictions for run in RUNS)
-    frequency = totals.fired.double() / totals.kept
+    fidelity = totals.fidelity
     return Figures(
         rows=rows,
         tokens=totals.tokens,
-        tokens_over_norm=totals.tokens - totals.kept,
-        l0=float(frequency.sum()),
-        explained_variance=1.0 - totals.squared_error / totals.squared_deviation,
-        cosine=totals.cosine / totals.kept,
-        mse=totals.squared_error / totals.kept / d_model,
+        tokens_over_norm=totals.tokens - fidelity.tokens,
+        l0=_measured(fidelity.l0),
+        explained_variance=_measured(fidelity.explained_variance(sae.mean_activation)),
+        cosine=_measured(fidelity.cosine),
+        mse=_measured(fidelity.mse),
         cross_entropy_clean=clean,
         cross_entropy_sae=spliced,
         cross_entropy_zero_ablation=zero,
         cross_entropy_mean_ablation=mean,
         recovered_against_zero=(zero - spliced) / (zero - clean),
         recovered_against_mean=(mean - spliced) / (mean - clean),
-        silent_fraction=float((totals.fired == 0).double().mean()),
-        dense_fraction=float((frequency > DENSE).double().mean()),
+        silent_fraction=_measured(fidelity.dead_fraction),
+        dense_fraction=_measured(fidelity.dense_fraction),
     )
+
+
+def _measured(figure: float | None) -> float:
+    if figure is None:
+        raise ValueError("no token of these rows is within the SAE's norm threshold: there is nothing to measure")
+    return figure
 
 
 def dead_fraction(sae: Sae, activations: Activations) -> float:
