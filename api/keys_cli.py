@@ -15,11 +15,10 @@ from services.adapters.redis_keys import RedisKeyStore
 from services.contracts.base import CatalogueId
 from services.contracts.errors import LensdError
 from services.tenants.administration import SHELL, KeyAdministration, KeyWish
-from services.tenants.keys import ApiKey, KeyName, Owner, Scope
+from services.tenants.keys import MAX_DAYS, MAX_OVERLAP_S, ApiKey, KeyName, Owner, Scope
 from services.tenants.limits import KeyLimits
 
-MAX_DAYS = 36_500
-MAX_OVERLAP_HOURS = 24 * 30
+MAX_OVERLAP_HOURS = MAX_OVERLAP_S / 3600
 
 
 def open_keys(settings: GatewaySettings) -> KeyAdministration:

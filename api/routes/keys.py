@@ -18,13 +18,10 @@ from services.contracts.errors import Refused
 from services.logs import request_id
 from services.tenants.administration import Actor, KeyWish
 from services.tenants.audit import AuditPage
-from services.tenants.keys import ApiKey, KeyName, Owner, Scope
+from services.tenants.keys import MAX_DAYS, MAX_OVERLAP_S, ApiKey, KeyName, Owner, Scope
 from services.tenants.limits import KeyLimits
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"])
-
-MAX_DAYS = 36_500
-MAX_OVERLAP_S = 30 * 24 * 3600
 
 KeyId = Annotated[str, Path(max_length=64, examples=["abcdefghij23"], description="The 12 characters after `lensd_`.")]
 
@@ -164,7 +161,7 @@ def revoke_key(services: Services, key: Administrator, key_id: KeyId) -> None:
 
 @router.get("/audit", operation_id="list_audit_entries", responses=problems(422))
 def list_audit_entries(services: Services, key: Administrator, query: Annotated[AuditQuery, Query()]) -> AuditPage:
-    """What was done to keys, newest first: by which key, in which request."""
+    """What was done to keys and to shared labels, newest first: by which key, in which request."""
     del key
     try:
         return services.audit.page(query.cursor, query.limit)

@@ -22,7 +22,7 @@ from services.contracts.label import LabelImport, LabelLine, LabelRequest
 from services.contracts.sae import SaeFacts
 from services.labels.store import Labelled
 from services.logs import request_id
-from services.tenants.audit import AuditAction, AuditEvent
+from services.tenants.audit import AuditAction, AuditEvent, put_on_record
 from services.tenants.keys import ApiKey, Scope
 
 router = APIRouter(prefix="/v1/saes", tags=["features"])
@@ -130,7 +130,7 @@ def _put(services: GatewayServices, key: ApiKey, sae_id: str, labels: list[Label
 
 def _record(services: GatewayServices, key: ApiKey, action: AuditAction, sae_id: str, details: dict[str, str]) -> None:
     event = AuditEvent(action=action, actor=key.id, target=sae_id, details=details, request_id=request_id.get())
-    services.audit.record(event)
+    put_on_record(services.audit, event)
 
 
 def _checked(key: ApiKey, asked: LabelRequest, now: datetime) -> FeatureLabel:

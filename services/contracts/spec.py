@@ -43,7 +43,10 @@ class Spec(Request):
     deadline_s: Annotated[
         float | None, Field(gt=0, le=86_400, description="Seconds from creation after which the job is given up.")
     ] = None
-    cache: Annotated[bool, Field(description="Whether an earlier result of the same job may answer.")] = True
+    cache: Annotated[
+        bool,
+        Field(description="Whether an earlier result of the same job may answer. None is kept for that yet."),
+    ] = True
     bos: Annotated[
         bool | None,
         Field(description="Prepend BOS to text prompts; null leaves it to the SAE's rule, else the tokenizer's own."),

@@ -1,15 +1,12 @@
 """What an administrator does with keys, by whichever way: each step is done, then put on record."""
 
-import logging
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from services.contracts.errors import Conflict, ErrorCode, NotFound
-from services.tenants.audit import AuditAction, AuditEvent, AuditLog
+from services.tenants.audit import AuditAction, AuditEvent, AuditLog, put_on_record
 from services.tenants.keys import ApiKey, KeyStore, Revocation, Scope, new_key, rotated
 from services.tenants.limits import KeyLimits
-
-log = logging.getLogger("lensd.audit")
 
 
 @dataclass(frozen=True)
@@ -91,10 +88,8 @@ class KeyAdministration:
         return key
 
     def _record(self, action: AuditAction, target: str, actor: Actor, details: dict[str, str]) -> None:
-        log.info("%s %s by %s", action, target, actor.id, extra={"fields": details})
-        self.audit.record(
-            AuditEvent(action=action, actor=actor.id, target=target, details=details, request_id=actor.request_id)
-        )
+        event = AuditEvent(action=action, actor=actor.id, target=target, details=details, request_id=actor.request_id)
+        put_on_record(self.audit, event)
 
 
 def _not_found(key_id: str) -> NotFound:

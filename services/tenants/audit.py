@@ -1,5 +1,6 @@
 """The audit log: what was done to keys and to shared labels, by whom and in which request. Never a secret."""
 
+import logging
 import re
 from datetime import datetime
 from enum import StrEnum
@@ -9,6 +10,8 @@ from pydantic import Field
 
 from services.contracts.base import Contract
 from services.contracts.errors import ErrorCode, Refused
+
+log = logging.getLogger("lensd.audit")
 
 _ID = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 
@@ -43,6 +46,12 @@ class AuditPage(Contract):
 
     entries: tuple[AuditEntry, ...]
     cursor: Annotated[str | None, Field(description="Ask for the next page with it; null on the last one.")]
+
+
+def put_on_record(audit: "AuditLog", event: AuditEvent) -> None:
+    """Into the log that administrators read, and the process's own; raises Unavailable(STORE_UNAVAILABLE)."""
+    log.info("%s %s by %s", event.action, event.target, event.actor, extra={"fields": event.details})
+    audit.record(event)
 
 
 def check_cursor(cursor: str | None) -> None:

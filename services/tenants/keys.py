@@ -20,6 +20,12 @@ from services.tenants.limits import DEFAULTS, KeyLimits, RateStanding, TenantLim
 _KEY = re.compile(r"lensd_([a-z2-7]{12})_([A-Za-z0-9_-]{43})")
 _MIN_DISTINCT_CHARACTERS = 16
 
+MAX_DAYS = 36_500
+"""How long after its making a key may expire."""
+
+MAX_OVERLAP_S = 30 * 24 * 3600
+"""How long the secret before a rotation may stay good."""
+
 
 class Scope(StrEnum):
     JOBS = "jobs"
