@@ -44,6 +44,14 @@ def test_features_that_are_not_represented_do_not_count() -> None:
     assert found["cosines"] == [0.0, 1.0]
 
 
+def test_training_finds_features_that_do_not_interfere() -> None:
+    W = torch.cat([torch.eye(16), torch.zeros(16, 48)], dim=1)
+    untrained = recovery(W, train_sae(W, 0, steps=1, batch=8)[0].W_dec)
+    trained = recovery(W, train_sae(W, 0, steps=2000, batch=512)[0].W_dec)
+    assert (untrained["represented"], untrained["recovered"]) == (16, 0.0)
+    assert (trained["represented"], trained["recovered"]) == (16, 1.0)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_saelens_reads_the_saved_sae_and_encodes_the_same(toy: Tensor, sae: Sae, tmp_path: Path) -> None:
     from sae_lens import SAE  # noqa: PLC0415 - takes seconds; only the tests that need it pay
