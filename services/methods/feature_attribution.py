@@ -23,7 +23,6 @@ from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.feature_attribution import (
     AttributedFeature,
     CheckedEffect,
-    CheckedFeature,
     FeatureAttribution,
     FeatureAttributionOutcome,
     FeatureCheck,
@@ -33,8 +32,9 @@ from services.contracts.inputs import TokenizedExample, TokenizedPair
 from services.contracts.quadrature import nodes_of
 from services.contracts.tensor import InlineTensor, Statistic
 from services.engine.row import Capture, Gradients, Row
-from services.methods.attribution_check import chosen, false_negatives, rank_correlation
+from services.methods.attribution_check import chosen
 from services.methods.context import MethodContext, SaeInUse
+from services.methods.feature_check import EstimatedFeature, compared, exact_effects
 from services.methods.feature_site import Activation, Change, Subject, change_of, row_of, site_of
 from services.methods.grouping import together
 from services.methods.metric import finite, measure
@@ -78,14 +78,6 @@ class Attributed:
         return float(self.features.values().double().sum() + self.error.double().sum())
 
 
-@dataclass(frozen=True)
-class _Feature:
-    """A feature that changes, and the mean over subjects of its estimate."""
-
-    index: int
-    estimated: float
-
-
 def run(method: FeatureAttribution, spec: AttributionSpec, context: MethodContext) -> AttributionResult:
     """Rank the SAE's features by the magnitude of their mean effect, and check the estimates."""
     assert context.sae is not None, "the worker loads the SAE that the specification names"
@@ -98,7 +90,8 @@ def run(method: FeatureAttribution, spec: AttributionSpec, context: MethodContex
         found += _attributed(group, method, context, context.sae)
     features = _ranked(found, context.sae)
     top, sampled = chosen(features, method.check)
-    exact = _exact(found, [*top, *sampled], context.sae, context)
+    patched = [(one.subject, one.change) for one in found]
+    exact = exact_effects(patched, [feature.index for feature in (*top, *sampled)], context.sae, context)
     for feature in features[: method.top_k]:
         finite(feature.estimated, "an estimated effect")
     left_out = sum(len(one.change.left_out) for one in found)
@@ -111,7 +104,7 @@ def run(method: FeatureAttribution, spec: AttributionSpec, context: MethodContex
             found,
             features=features,
             exact=exact,
-            check=_check(top, sampled, exact),
+            check=compared(top, sampled, exact),
             in_use=context.sae,
         ),
         warnings=tuple(context.warnings),
@@ -187,61 +180,15 @@ def _step(subject: Subject, change: Change, alpha: float) -> Row:
     return Row(subject.base.ids, change.add(alpha * change.whole), readout=readout, gradients=gradients)
 
 
-def _ranked(found: Sequence[Attributed], in_use: SaeInUse) -> list[_Feature]:
+def _ranked(found: Sequence[Attributed], in_use: SaeInUse) -> list[EstimatedFeature]:
     """Every feature that changes somewhere, by the magnitude of its mean effect."""
     changed = {feature for one in found for feature in one.change.features.indices()[1].tolist()}
     sums = torch.zeros(in_use.sae.d_sae, dtype=torch.float64)
     for one in found:
         sums.index_add_(0, one.features.indices()[1], one.features.values().double())
     means = (sums / len(found)).tolist()
-    return sorted((_Feature(index, means[index]) for index in sorted(changed)), key=lambda one: -abs(one.estimated))
-
-
-def _exact(
-    found: Sequence[Attributed], features: Sequence[_Feature], in_use: SaeInUse, context: MethodContext
-) -> Float64[np.ndarray, "subject patch"]:
-    """By subject m(patched) − m(base): the whole site, the error, then every feature alone."""
-    effects = np.zeros((len(found), 2 + len(features)))
-    for number, one in enumerate(found):
-        subject, change = one.subject, one.change
-        readout, value = subject.measured.readout, subject.measured.value
-        rows = [Row(subject.base.ids, readout=readout)]
-        if change.positions:
-            rows += [
-                Row(subject.base.ids, change.add(added), readout=readout) for added in _added(one, features, in_use)
-            ]
-        values = [finite(value(outcome.values()), "the metric of a patched run") for outcome in context.run(rows)]
-        effects[number, : len(values) - 1] = np.array(values[1:]) - values[0]
-    return effects
-
-
-def _added(one: Attributed, features: Sequence[_Feature], in_use: SaeInUse) -> Iterator[Activation]:
-    yield one.change.whole
-    yield one.change.error
-    indices = torch.tensor([feature.index for feature in features], dtype=torch.long)
-    directions = in_use.sae.W_dec.cpu()[indices]
-    for by_position, direction in zip(one.change.of_features(indices).T, directions, strict=True):
-        yield by_position[:, None] * direction
-
-
-def _check(
-    top: Sequence[_Feature], sampled: Sequence[_Feature], exact: Float64[np.ndarray, "subject patch"]
-) -> FeatureCheck:
-    features, means = [*top, *sampled], exact.mean(axis=0)[2:]
-    estimated = np.array([feature.estimated for feature in features])
-    return FeatureCheck(
-        rank_correlation=rank_correlation(estimated, means),
-        largest_error=float(np.abs(estimated - means).max(initial=0.0)),
-        false_negatives=false_negatives(means, len(top)),
-        cells=tuple(
-            CheckedFeature(
-                index=feature.index,
-                chosen="top" if number < len(top) else "sampled",
-                estimated=feature.estimated,
-                exact=float(means[number]),
-            )
-            for number, feature in enumerate(features)
-        ),
+    return sorted(
+        (EstimatedFeature(index, means[index]) for index in sorted(changed)), key=lambda one: -abs(one.estimated)
     )
 
 
@@ -250,7 +197,7 @@ def _outcome(
     spec: AttributionSpec,
     found: Sequence[Attributed],
     *,
-    features: Sequence[_Feature],
+    features: Sequence[EstimatedFeature],
     exact: Float64[np.ndarray, "subject patch"],
     check: FeatureCheck,
     in_use: SaeInUse,

@@ -9,8 +9,9 @@ from services.catalogue.catalogue import Catalogue
 from services.catalogue.resolve import Limits, resolve
 from services.contracts.generation import GenerationResult
 from tests.services.methods.conftest import SPEC, Laboratory
+from tests.services.methods.saes import in_use
 from tests.services.methods.test_direction import JOB
-from tests.services.methods.test_generation import ALONG, FEATURE, PLAIN, PROMPTS, in_use, make_sae
+from tests.services.methods.test_generation import ALONG, FEATURE, PLAIN, PROMPTS, make_sae
 
 SAMPLED = {"type": "sampled", "temperature": 2.0}
 """Texts at different strengths are different ones."""
@@ -34,7 +35,7 @@ SAMPLED = {"type": "sampled", "temperature": 2.0}
     ids=lambda body: json.dumps(body)[:60],
 )
 def test_a_job_is_billed_what_was_estimated(laboratory: Laboratory, body: dict[str, Any]) -> None:
-    used = in_use(make_sae())
+    used = in_use(make_sae(), bos=None)
     served = Catalogue(laboratory.catalogue.home, laboratory.catalogue.models, {"sae": used.facts})
     spec = SPEC.validate_json(json.dumps(body))
     estimate = resolve(spec, served, Limits()).cost.token_layers

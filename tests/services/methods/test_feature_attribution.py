@@ -14,13 +14,13 @@ from services.contracts.attribution import AttributionResult
 from services.contracts.errors import ErrorCode, InvalidSpec
 from services.contracts.feature_attribution import FeatureAttributionOutcome
 from services.contracts.sae import SaeFacts
-from services.contracts.site import SiteName
 from services.engine.engine import Engine
 from services.methods.context import SaeInUse
 from services.saes.sae import Relu, Sae, TopK
 from tests.brute_force import Reference
 from tests.services.methods.attribution_patching import PAIR
 from tests.services.methods.conftest import SPEC, Laboratory
+from tests.services.methods.saes import in_use
 
 FEATURES, D_MODEL, LAST = 64, 32, 2
 ALL = {"top_k": FEATURES, "check": {"top_k": FEATURES, "sampled": 0}}
@@ -44,20 +44,7 @@ def made(site: str = "resid_post", layer: int = 1, *, sparse: bool = True, **cha
         "hook_name": f"blocks.{layer}.hook_{site}",
     }
     sae = Sae(**{**weights, **rest, **changes})
-    facts = SaeFacts(
-        id="sae",
-        model="tiny-llama",
-        architecture="topk" if sparse else "standard",
-        site=SiteName(site),
-        layer=layer,
-        d_model=D_MODEL,
-        features=FEATURES,
-        k=8 if sparse else None,
-        bos=True,
-        norm_threshold=sae.norm_threshold,
-        sha256="0" * 64,
-    )
-    return SaeInUse(sae, facts)
+    return in_use(sae, site=site, layer=layer)
 
 
 def body(**method: Any) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from services.engine.engine import Engine
 from services.saes.sae import Relu, Sae
 from tests.brute_force import Reference
 from tests.services.methods.conftest import SPEC, Laboratory
-from tests.services.methods.test_features import FEATURES, LAYER, expected, in_use, run, sae
+from tests.services.methods.saes import in_use
+from tests.services.methods.test_features import FEATURES, LAYER, expected, run, sae
 
 __all__ = ["sae"]
 
@@ -191,7 +192,7 @@ def body(**changes: Any) -> dict[str, Any]:
 def test_the_estimate_is_what_is_billed(
     laboratory: Laboratory, engine: Engine, sae: Sae, changes: dict[str, Any]
 ) -> None:
-    used = in_use(sae, "tiny-llama")
+    used = in_use(sae, layer=LAYER)
     served = Catalogue(laboratory.catalogue.home, laboratory.catalogue.models, {"sae": used.facts})
     estimate = resolve(SPEC.validate_json(json.dumps(body(**changes))), served, Limits()).cost
     result = run(laboratory, engine, sae, prompts=PLACES, **changes)
@@ -234,7 +235,7 @@ def test_the_estimate_is_what_is_billed(
 def test_what_cannot_be_compared_is_refused_where_it_stands(
     laboratory: Laboratory, sae: Sae, changes: dict[str, Any], refusal: tuple[str, ErrorCode], message: str
 ) -> None:
-    used = in_use(sae, "tiny-llama")
+    used = in_use(sae, layer=LAYER)
     served = Catalogue(laboratory.catalogue.home, laboratory.catalogue.models, {"sae": used.facts})
     with pytest.raises(InvalidSpec) as refused:
         resolve(SPEC.validate_json(json.dumps(body(**changes))), served, Limits())

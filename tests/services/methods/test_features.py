@@ -10,14 +10,12 @@ from torch import Tensor
 
 from services.catalogue.catalogue import Catalogue
 from services.contracts.features import FeaturesResult, PromptFeatures
-from services.contracts.sae import SaeFacts
-from services.contracts.site import SiteName
 from services.contracts.tensor import InlineTensor
 from services.engine.engine import Engine
-from services.methods.context import SaeInUse
 from services.saes.sae import Sae, TopK
 from tests.brute_force import Reference
 from tests.services.methods.conftest import Laboratory
+from tests.services.methods.saes import in_use
 
 FEATURES, K, LAYER = 64, 4, 1
 PROMPTS = ["When John and Mary went to the shops", "The Eiffel Tower is in Paris"]
@@ -51,25 +49,8 @@ def sae() -> Sae:
     )
 
 
-def in_use(sae: Sae, model: str) -> SaeInUse:
-    facts = SaeFacts(
-        id="sae",
-        model=model,
-        architecture="topk",
-        site=SiteName.RESID_POST,
-        layer=LAYER,
-        d_model=32,
-        features=FEATURES,
-        k=K,
-        bos=True,
-        norm_threshold=sae.norm_threshold,
-        sha256="0" * 64,
-    )
-    return SaeInUse(sae, facts)
-
-
 def run(laboratory: Laboratory, engine: Engine, sae: Sae, model: str = "tiny-llama", **changes: Any) -> FeaturesResult:
-    used = in_use(sae, model)
+    used = in_use(sae, model, layer=LAYER)
     served = Catalogue(laboratory.catalogue.home, laboratory.catalogue.models, {"sae": used.facts})
     body = {"kind": "features", "model": model, "sae": "sae", "prompts": PROMPTS, **changes}
     result = Laboratory(engine, served).run(body, used)

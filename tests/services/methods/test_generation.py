@@ -10,14 +10,12 @@ from torch import Tensor
 
 from services.catalogue.catalogue import Catalogue
 from services.contracts.generation import GenerationResult, NewTokens, PromptTexts, TextScore
-from services.contracts.sae import SaeFacts
-from services.contracts.site import SiteName
 from services.engine.engine import Engine, EngineLimits
-from services.methods.context import SaeInUse
 from services.saes.sae import JumpRelu, Relu, Sae, TopK
 from tests.brute_force import Change, Place, Reference
 from tests.families import D_MODEL
 from tests.services.methods.conftest import Laboratory
+from tests.services.methods.saes import in_use
 
 FEATURES, K, LAYER = 64, 8, 1
 PROMPTS = ["When John and Mary went to the shops", "The Eiffel Tower is in Paris"]
@@ -56,27 +54,10 @@ def reference_of(laboratory: Laboratory, model: str) -> Reference:
     return Reference(laboratory.folder(model))
 
 
-def in_use(sae: Sae) -> SaeInUse:
-    facts = SaeFacts(
-        id="sae",
-        model="tiny-llama",
-        architecture="topk",
-        site=SiteName.RESID_POST,
-        layer=LAYER,
-        d_model=D_MODEL,
-        features=FEATURES,
-        k=K,
-        bos=None,
-        norm_threshold=sae.norm_threshold,
-        sha256="0" * 64,
-    )
-    return SaeInUse(sae, facts)
-
-
 def generate(
     laboratory: Laboratory, sae: Sae | None = None, engine: Engine | None = None, **body: Any
 ) -> GenerationResult:
-    used = None if sae is None else in_use(sae)
+    used = None if sae is None else in_use(sae, layer=LAYER, bos=None)
     saes = {} if used is None else {"sae": used.facts}
     served = Catalogue(laboratory.catalogue.home, laboratory.catalogue.models, saes)
     result = Laboratory(engine or laboratory.engine, served).run(PLAIN | body, used)

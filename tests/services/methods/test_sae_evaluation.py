@@ -15,15 +15,13 @@ from torch.nn import functional
 from services.catalogue.catalogue import Catalogue
 from services.catalogue.resolve import Limits, resolve
 from services.contracts.errors import ErrorCode, InvalidSpec
-from services.contracts.sae import SaeFacts
 from services.contracts.sae_evaluation import SaeEvaluationResult, SaeFidelity
-from services.contracts.site import SiteName
 from services.contracts.tensor import InlineTensor
 from services.engine.engine import Engine
-from services.methods.context import SaeInUse
 from services.saes.sae import Sae, TopK
 from tests.brute_force import Reference
 from tests.services.methods.conftest import SPEC, Laboratory
+from tests.services.methods.saes import in_use
 
 FEATURES, K, LAYER = 64, 4, 1
 PROMPTS = ["When John and Mary went to the shops", "The Eiffel Tower is in Paris"]
@@ -50,21 +48,8 @@ class Evaluated:
     def __init__(self, laboratory: Laboratory, engine: Engine, sae: Sae, **changes: Any) -> None:
         model, site = changes.pop("model", "tiny-llama"), changes.pop("site", "resid_post")
         layer = changes.pop("layer", LAYER)
-        facts = SaeFacts(
-            id="sae",
-            model=model,
-            architecture="topk",
-            site=SiteName(site),
-            layer=layer,
-            d_model=32,
-            features=FEATURES,
-            k=K,
-            bos=True,
-            norm_threshold=sae.norm_threshold,
-            sha256="0" * 64,
-        )
-        used = SaeInUse(sae, facts)
-        served = Catalogue(laboratory.catalogue.home, laboratory.catalogue.models, {"sae": facts})
+        used = in_use(sae, model, site=site, layer=layer)
+        served = Catalogue(laboratory.catalogue.home, laboratory.catalogue.models, {"sae": used.facts})
         body = {"kind": "sae_evaluation", "model": model, "sae": "sae", "prompts": PROMPTS, **changes}
         self.resolved = resolve(SPEC.validate_json(json.dumps(body)), served, Limits())
         result = Laboratory(engine, served).run(body, used)
@@ -223,6 +208,27 @@ def test_without_a_stored_mean_the_texts_own_takes_its_place(laboratory: Laborat
     assert_equal(found, evaluated.result.cross_entropy, brute_force(evaluated, own, filtered=False))
 
 
+def test_an_sae_that_scales_each_token_is_measured_in_the_activations_units(
+    laboratory: Laboratory, engine: Engine, sae: Sae
+) -> None:
+    scaling = replace(sae, normalize_activations="layer_norm", norm_threshold=None)
+    evaluated = Evaluated(laboratory, engine, scaling)
+    found = evaluated.result.without_norm_filter
+    assert found is not None
+    x = torch.cat(
+        [
+            evaluated.reference.activations(prompt.ids, [evaluated.place])[evaluated.place]
+            for prompt in evaluated.resolved.inputs.prompts
+        ]
+    )
+    size, centre = x.std(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)
+    pre = ((x - centre) / (size + 1e-5) - sae.b_dec.double()) @ sae.W_enc.double() + sae.b_enc.double()
+    features = torch.where(pre >= pre.sort(1, descending=True).values[:, K - 1 : K], pre.clamp(min=0), 0.0)
+    rebuilt = (features @ sae.W_dec.double() + sae.b_dec.double()) * size + centre
+    assert found.mse == pytest.approx(float((x - rebuilt).square().mean()), rel=1e-4)
+    assert found.l0 == pytest.approx(float((features > 0).sum(1).double().mean()))
+
+
 def test_densities_and_their_histogram_count_the_same_features(
     laboratory: Laboratory, engine: Engine, sae: Sae
 ) -> None:
@@ -260,21 +266,9 @@ def test_a_text_of_tokens_over_the_norm_alone_leaves_the_runs_clean(
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(
-    laboratory: Laboratory, changes: dict[str, Any], pointer: str, code: ErrorCode
+    laboratory: Laboratory, sae: Sae, changes: dict[str, Any], pointer: str, code: ErrorCode
 ) -> None:
-    facts = SaeFacts(
-        id="sae",
-        model="tiny-llama",
-        architecture="topk",
-        site=SiteName.RESID_POST,
-        layer=LAYER,
-        d_model=32,
-        features=FEATURES,
-        k=K,
-        bos=True,
-        norm_threshold=None,
-        sha256="0" * 64,
-    )
+    facts = in_use(sae, layer=LAYER).facts
     served = Catalogue(laboratory.catalogue.home, laboratory.catalogue.models, {"sae": facts})
     body = {"kind": "sae_evaluation", "model": "tiny-llama", "sae": "sae", "prompts": PROMPTS, **changes}
     with pytest.raises(InvalidSpec) as refused:
