@@ -11,6 +11,9 @@ from services.contracts.prompt import Prompt
 
 MAX_PROMPTS = 1_000
 
+MAX_SCORES = 2**25
+"""Of one contrast, a prompt's score of a feature each: all are held at once, in float64 where a feature fires."""
+
 
 class Contrast(Request):
     """The job's `prompts` against those of `baseline`, by one score per prompt and feature.

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from services.contracts.base import CatalogueId, Contract
 from services.contracts.errors import ErrorCode, Violation
-from services.contracts.feature_contrast import MAX_PROMPTS, Contrast, FeatureContrast
+from services.contracts.feature_contrast import MAX_PROMPTS, MAX_SCORES, Contrast, FeatureContrast
 from services.contracts.feature_search import FeatureSearch, Mark, search_violations
 from services.contracts.inputs import Inputs
 from services.contracts.model import ModelFacts
@@ -87,11 +87,22 @@ class FeaturesSpec(Spec):
         return self.sae
 
     def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
-        """Features that it does not have."""
+        """Features that it does not have; more features than can be contrasted over so many prompts."""
         for index, feature in enumerate(self.features or ()):
             if feature >= sae.features:
                 message = f"feature {feature} does not exist: {sae.id} has features 0..{sae.features - 1}"
                 yield Violation(f"/features/{index}", ErrorCode.UNKNOWN_FEATURE, message)
+        if self.contrast is not None:
+            prompts, features = (
+                len(self.prompts) + len(self.contrast.baseline),
+                len(self.features or range(sae.features)),
+            )
+            if prompts * features > MAX_SCORES:
+                message = (
+                    f"{prompts} prompts and {features} features are {prompts * features} scores, and a contrast may "
+                    f"have {MAX_SCORES}: send fewer prompts, or name `features`"
+                )
+                yield Violation("/prompts", ErrorCode.JOB_TOO_LARGE, message)
 
 
 class ActiveFeature(Contract):

@@ -242,3 +242,15 @@ def test_what_cannot_be_compared_is_refused_where_it_stands(
     (violation,) = refused.value.violations
     assert (violation.pointer, violation.code) == refusal
     assert message in violation.message
+
+
+def test_a_contrast_of_more_scores_than_can_be_held_is_refused(laboratory: Laboratory, sae: Sae) -> None:
+    wide = in_use(sae, layer=LAYER).facts.model_copy(update={"features": 2**24 + 1})
+    served = Catalogue(laboratory.catalogue.home, laboratory.catalogue.models, {"sae": wide})
+    asked = body(prompts=["John"], contrast={"baseline": ["Mary"]})
+    with pytest.raises(InvalidSpec) as refused:
+        resolve(SPEC.validate_json(json.dumps(asked)), served, Limits())
+    (violation,) = refused.value.violations
+    assert (violation.pointer, violation.code) == ("/prompts", ErrorCode.JOB_TOO_LARGE)
+    assert "name `features`" in violation.message
+    resolve(SPEC.validate_json(json.dumps(asked | {"features": [5]})), served, Limits())
