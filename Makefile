@@ -50,7 +50,7 @@ feature-index: prepare ## index the features of the shipped SAEs again, and thei
 induction-model: install ## train the shipped induction model again (minutes on one core)
 	$(BIN)/python -m services.models.recipe --out assets/models/induction-2l
 
-bench: prepare         ## measure speed against TransformerLens and SAELens; writes benchmarks/RESULTS.md (about 25 minutes)
+bench: prepare         ## measure speed against TransformerLens and SAELens; writes benchmarks/RESULTS.md (about half an hour)
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.edges
 	$(BIN)/python -m benchmarks.scaling
@@ -58,7 +58,7 @@ bench: prepare         ## measure speed against TransformerLens and SAELens; wri
 	$(BIN)/python -m benchmarks.features
 	$(BIN)/python -m benchmarks.service
 
-ground-truth: prepare  ## hold the methods against exact runs on SmolLM2; writes benchmarks/GROUND_TRUTH.md (about 20 minutes)
+ground-truth: prepare  ## hold the methods against exact runs on SmolLM2; writes benchmarks/GROUND_TRUTH.md (about 25 minutes)
 	$(BIN)/python -m benchmarks.ground_truth
 	$(BIN)/python -m benchmarks.steering
 
