@@ -89,6 +89,7 @@ class RedisJobStore:
             "" if idempotency is None else idempotency.request_sha256,
             job.cost,
             limits_argument(job.limits),
+            job.ties.model_dump_json(exclude_none=True),
         )
         match answer:
             case [b"created", created_at]:

@@ -1,7 +1,7 @@
 #!lua
 -- Stores a queued job, reserves its idempotency key and puts it in line.
 -- ARGV: policy, job, owner, pool, priority, size, head (JSON), spec (JSON), inputs (JSON), deadline from now or '',
---       idempotency key's name or '', request digest, estimated cost, limits of the owner (JSON)
+--       idempotency key's name or '', request digest, estimated cost, limits of the owner (JSON), ties (JSON)
 -- Returns {'created', created_at} | {'replayed', job} | {'conflict'} | {'full', 'queue' or 'memory'} |
 --         {'limited', 'jobs', how many there are} | {'limited', 'queue', how many may wait} |
 --         {'limited', 'work', charged today, microseconds until midnight}
@@ -52,6 +52,7 @@ if refused then return refused end
 set(id, 'owner', owner, 'pool', pool, 'priority', priority, 'size', size, 'head', head, 'spec', spec, 'inputs', inputs,
   'created_at', digits(now), 'attempt', 0)
 if limits.running then set(id, 'max_running', limits.running) end
+for tie, other in pairs(cjson.decode(ARGV[15])) do set(id, tie, other) end
 if deadline ~= '' then
   local deadline_at = digits(now + tonumber(deadline))
   set(id, 'deadline_at', deadline_at)

@@ -64,6 +64,8 @@ class MemoryJobStore:
     def __init__(self, policy: JobPolicy, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.events: dict[str, list[JobEvent]] = {}
         self.tokens: defaultdict[str, list[NewTokens]] = defaultdict(list)
+        self.on_end: list[Callable[[NewJob, JobRecord], None]] = []
+        """What the scripts do for a job's ties when it ends."""
         self._policy = policy
         self._clock = clock
         self._lock = threading.RLock()
@@ -347,6 +349,8 @@ class MemoryJobStore:
         expires_at = now + timedelta(seconds=self._policy.retention_s)
         self.tokens.pop(job.record.id, None)
         self._change(job, status=status, finished_at=now, expires_at=expires_at, **outcome)
+        for hear in self.on_end:
+            hear(job.new, job.record)
 
     def _change(self, job: _Job, tokens: tuple[NewTokens, ...] = (), **changes: Any) -> None:
         job.record = job.record.model_copy(update={**changes, "version": job.record.version + 1})
