@@ -20,6 +20,7 @@ from services.adapters.celery_doorbell import CeleryDoorbell
 from services.adapters.folder_blobs import FolderBlobs
 from services.adapters.redis_audit import RedisAuditLog
 from services.adapters.redis_blobs import RedisBlobs
+from services.adapters.redis_cache import RedisResultCache
 from services.adapters.redis_client import UnsuitableServerError, check_server, make_client
 from services.adapters.redis_doorbell import RedisDoorbell
 from services.adapters.redis_events import RedisJobEvents
@@ -68,6 +69,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
     events = RedisJobEvents(url)
     services = GatewayServices(
         store=RedisJobStore(client, policy),
+        results=RedisResultCache(client, policy),
         events=events,
         doorbell=RedisDoorbell(client, CeleryDoorbell(url)),
         blobs=RedisBlobs(client) if settings.blobs == "redis" else FolderBlobs(settings.home / "blobs"),
@@ -84,6 +86,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         ),
         pool=settings.pool,
         tenants=settings.tenant_limits(),
+        share_results=settings.share_results,
     )
     reaper = Reaper(services.store, services.blobs, services.doorbell, every_s=policy.reap_every_s)
 

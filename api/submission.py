@@ -1,5 +1,6 @@
 """From a specification to a stored job: what every way of submitting one goes through."""
 
+from api.answers import answered, with_entry
 from api.dependencies import GatewayServices
 from services.catalogue.resolve import resolve
 from services.contracts.job import JobSpec
@@ -24,11 +25,12 @@ def admitted(spec: JobSpec, key: ApiKey, services: GatewayServices) -> NewJob:
 
 
 def submitted(job: NewJob, services: GatewayServices, reservation: Idempotency | None = None) -> JobRecord:
-    """The job's record, or that of the job which the same request made before: there is nothing to ring for then.
+    """The job's record, or that of the job which the same request made before.
 
-    Raises what `JobStore.create` raises.
+    It has ended when the result cache answers it. Raises what `JobStore.create` raises.
     """
-    record = services.store.create(job, reservation)
-    if record.id == job.id:
+    job = with_entry(job, services)
+    record = answered(job, services, reservation) or services.store.create(job, reservation)
+    if record.id == job.id and not record.status.terminal:
         services.doorbell.ring(job.pool)
     return record

@@ -87,7 +87,11 @@ class JobList(Contract):
     response_class=Response,
     responses={
         200: {
-            **body("JobView", "The job has ended: within the time of `Prefer: wait`, or before it was sent again."),
+            **body(
+                "JobView",
+                "The job has ended: within the time of `Prefer: wait`, before it was sent again, or at once, when an "
+                "earlier result answers it (`cached`).",
+            ),
             "headers": _JOB_HEADERS,
         },
         202: {**body("JobView", "The job is accepted; `Location` is where it is."), "headers": _ACCEPTED_HEADERS},

@@ -47,6 +47,8 @@ class JobRecord(Contract):
     cached: bool = False
     error: JobError | None = None
     result: StoredResult | None = None
+    fingerprint: str | None = None
+    """Of what computed the result; null where nothing did."""
     version: int = 0
     """Counts the record's events; the id of the latest one."""
 
@@ -149,7 +151,10 @@ class Beat:
 
 @dataclass(frozen=True)
 class Succeeded:
+    """`fingerprint` is that of what computed the result: see `services.jobs.cache`."""
+
     result: StoredResult
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)

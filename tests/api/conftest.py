@@ -16,7 +16,14 @@ from services.catalogue.catalogue import Catalogue, open_catalogue
 from services.catalogue.feature_indexes import FeatureIndexes, FeatureReader
 from services.catalogue.resolve import Limits
 from services.contracts.job import JobError, JobProgress
-from services.jobs.memory import MemoryBlobs, MemoryDoorbell, MemoryEvents, MemoryJobStore, MemoryWorkers
+from services.jobs.memory import (
+    MemoryBlobs,
+    MemoryDoorbell,
+    MemoryEvents,
+    MemoryJobStore,
+    MemoryResultCache,
+    MemoryWorkers,
+)
 from services.jobs.policy import JobPolicy
 from services.jobs.record import Claim, Failed, Size, StoredResult, Succeeded
 from services.labels.memory import MemoryLabelStore
@@ -94,6 +101,7 @@ def stand(tiny_catalogue: Catalogue) -> Stand:
     doorbell, workers = MemoryDoorbell(), MemoryWorkers()
     services = GatewayServices(
         store=store,
+        results=MemoryResultCache(store),
         events=MemoryEvents(store),
         doorbell=doorbell,
         blobs=blobs,

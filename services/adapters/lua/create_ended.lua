@@ -1,0 +1,17 @@
+#!lua
+-- Stores a job that has succeeded as it is made, with a copy of another's result.
+-- ARGV: policy, job, owner, pool, priority, size, head (JSON), ties (JSON), idempotency key's name or '', request digest,
+--       entry, the other job, result (JSON)
+-- Returns the job, or the one that an earlier request made | 'conflict' | false: the job is to run
+
+local _, id, owner, pool, priority, size, head, ties, reservation, digest, entry, source, result = unpack(ARGV)
+if fields(id, 'status') then return id end
+local answer, earlier = earlier_request(reservation, digest)
+if answer then return earlier or answer end
+local awaited = redis.call('GETDEL', 'lensd:arriving:' .. id) == source
+if not awaited or redis.call('GET', 'lensd:cached:' .. entry) ~= source or memory_is_short() then return false end
+
+put_record(id, owner, pool, priority, size, head, ties, reservation, digest)
+local done, planned = fields(source, 'done', 'planned')
+finish(id, 'succeeded', 'result', result, 'cached', 1, 'done', done or 0, 'planned', planned or 0)
+return id

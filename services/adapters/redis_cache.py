@@ -1,0 +1,65 @@
+"""The result cache in Redis or Valkey: what is found and what is answered are one script each.
+
+Entries are made as jobs finish and dropped as jobs are forgotten: see `lua/job_prelude.lua`.
+"""
+
+from redis import Redis
+
+from services.adapters.lua_scripts import LuaScripts
+from services.adapters.redis_jobs import RedisJobStore
+from services.adapters.redis_records import head_of, microseconds, policy_argument, reservation_key
+from services.jobs.idempotency import just_forgotten, key_reused
+from services.jobs.policy import JobPolicy
+from services.jobs.record import Idempotency, JobRecord, NewJob, StoredResult
+
+COPYING_S = 60.0
+"""How long it may take to copy a result."""
+
+
+class RedisResultCache:
+    """Implements `services.jobs.cache.ResultCache`."""
+
+    def __init__(self, client: Redis, policy: JobPolicy) -> None:
+        self._scripts = LuaScripts(client, prelude="job_prelude")
+        self._store = RedisJobStore(client, policy)
+        self._size_of = policy.size_of
+        self._policy = policy_argument(policy)
+
+    def find(self, job: NewJob, idempotency: Idempotency | None = None) -> JobRecord | None:
+        source = self._scripts.run(
+            "cache_find",
+            self._policy,
+            job.id,
+            job.ties.cache_entry or "",
+            reservation_key(job.owner, idempotency),
+            microseconds(COPYING_S),
+        )
+        return None if source is None else self._store.get(source.decode())
+
+    def answer(
+        self, job: NewJob, source: JobRecord, result: StoredResult, idempotency: Idempotency | None = None
+    ) -> JobRecord | None:
+        answer = self._scripts.run(
+            "create_ended",
+            self._policy,
+            job.id,
+            job.owner,
+            job.pool,
+            job.spec.priority,
+            self._size_of(job.cost),
+            head_of(job),
+            job.ties.model_dump_json(exclude_none=True, exclude={"cache_entry"}),
+            reservation_key(job.owner, idempotency),
+            "" if idempotency is None else idempotency.request_sha256,
+            job.ties.cache_entry or "",
+            source.id,
+            result.model_dump_json(),
+        )
+        if answer is None:
+            return None
+        if answer == b"conflict":
+            raise key_reused()
+        record = self._store.get(answer.decode())
+        if record is None:
+            raise just_forgotten()
+        return record
