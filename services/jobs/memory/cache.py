@@ -24,7 +24,9 @@ class MemoryResultCache:
     def answer(
         self, job: NewJob, source: JobRecord, result: StoredResult, idempotency: Idempotency | None = None
     ) -> JobRecord | None:
-        if self._store.get(job.id) is None and self._store.get(source.id) is None:
+        fresh = self._store.get(job.id) is None and not self._store.reservations.taken(job.owner, idempotency)
+        leads_there = self._sources.get(job.ties.cache_entry or "") == source.id and self._store.get(source.id)
+        if fresh and not (leads_there and job.id in self._store.arriving):
             return None
         return self._store.create_ended(job, source, result, idempotency)
 
