@@ -11,6 +11,7 @@ from services.catalogue.operator import CatalogueError, SaeEntry, file_sha256
 from services.contracts.errors import ErrorCode
 from services.contracts.features import FeaturesResult
 from services.engine.ticket import JobTicket
+from services.jobs.cache import fingerprint
 from services.jobs.memory import MemoryJobStore
 from services.jobs.policy import JobPolicy
 from services.jobs.record import Claim, Size
@@ -83,6 +84,13 @@ def test_an_sae_damaged_after_it_was_prepared_fails_its_job_and_the_next_one_suc
     with pytest.raises(InvalidBundle, match="cannot be read"):
         laboratory.run(claim("damaged"), JobTicket("2", "ada"))
     assert isinstance(laboratory.run(claim("sound"), JobTicket("3", "ada")), FeaturesResult)
+
+
+def test_a_laboratory_says_what_computes_a_job(root: Path, laboratory: Laboratory) -> None:
+    spec, catalogue = claim("sound").spec, open_catalogue(root / "home")
+    said = laboratory.fingerprint_of(spec)
+    assert said == fingerprint(laboratory.runner, catalogue.model("tiny-llama"), catalogue.sae("sound"))
+    assert said != laboratory.fingerprint_of(claim("damaged").spec)
 
 
 @pytest.mark.parametrize(
