@@ -33,6 +33,7 @@ from services.catalogue.feature_index import open_prepared
 from services.catalogue.feature_indexes import FeatureIndexes
 from services.catalogue.resolve import Limits
 from services.contracts.errors import LensdError
+from services.jobs.cache import PoolRunner
 from services.jobs.policy import JobPolicy
 from services.jobs.reaper import Reaper
 from services.tenants.handover import hand_over
@@ -67,13 +68,14 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
     client = make_client(url, patient=False)
     catalogue = open_catalogue(settings.home)
     events = RedisJobEvents(url)
+    workers = RedisWorkers(client)
     services = GatewayServices(
         store=RedisJobStore(client, policy),
         results=RedisResultCache(client, policy),
         events=events,
         doorbell=RedisDoorbell(client, CeleryDoorbell(url)),
         blobs=RedisBlobs(client) if settings.blobs == "redis" else FolderBlobs(settings.home / "blobs"),
-        workers=RedisWorkers(client),
+        workers=workers,
         keys=RedisKeyStore(client),
         labels=RedisLabelStore(client),
         audit=RedisAuditLog(client),
@@ -85,6 +87,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
             output_bytes=settings.max_job_output,
         ),
         pool=settings.pool,
+        runner=PoolRunner(workers, settings.pool, kept_s=policy.heartbeat_s),
         tenants=settings.tenant_limits(),
         share_results=settings.share_results,
     )

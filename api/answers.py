@@ -2,7 +2,7 @@
 
 from api.dependencies import GatewayServices
 from services.contracts.errors import NotFound, Unavailable
-from services.jobs.cache import entry_name, fingerprint, question, runner_of
+from services.jobs.cache import entry_name, fingerprint, question
 from services.jobs.record import Idempotency, JobRecord, NewJob
 from services.jobs.results import copy_result
 
@@ -14,7 +14,7 @@ def with_entry(job: NewJob, services: GatewayServices) -> NewJob:
     """
     if not job.spec.cache:
         return job
-    runner = runner_of(services.workers.alive(), job.pool)
+    runner = services.runner.said()
     if runner is None:
         return job
     sae_id = job.spec.sae_id()

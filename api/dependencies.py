@@ -12,7 +12,7 @@ from fastapi import Depends, Request
 from services.catalogue.catalogue import Catalogue
 from services.catalogue.feature_indexes import FeatureIndexes
 from services.catalogue.resolve import Limits
-from services.jobs.cache import ResultCache
+from services.jobs.cache import PoolRunner, ResultCache
 from services.jobs.ports import Blobs, Doorbell, JobEvents, JobStore, WorkerRegistry
 from services.labels.store import LabelStore
 from services.tenants.administration import KeyAdministration
@@ -45,6 +45,8 @@ class GatewayServices:
     limits: Limits
     pool: str
     """The worker pool that jobs go to."""
+    runner: PoolRunner
+    """What that pool's workers compute with."""
     tenants: TenantLimits = DEFAULTS
     share_results: bool = False
     """Whether a result answers the same question of any tenant, or of its owner alone."""

@@ -9,14 +9,16 @@
 """
 
 import hashlib
-from collections.abc import Iterable
+import math
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 import orjson
 
 from services.contracts.model import ModelFacts
 from services.contracts.sae import SaeFacts
-from services.jobs.ports import WorkerState
+from services.jobs.ports import WorkerRegistry
 from services.jobs.record import Idempotency, JobRecord, NewJob, StoredResult
 
 _ASKS_NOTHING = {"label", "metadata", "priority", "deadline_s", "cache", "webhook"}
@@ -72,10 +74,29 @@ def fingerprint(runner: str, model: ModelFacts, sae: SaeFacts | None) -> str:
     )
 
 
-def runner_of(alive: Iterable[WorkerState], pool: str) -> str | None:
-    """What all workers of the pool say of themselves; None when there is none, or they do not say the same."""
-    said = {worker.runner for worker in alive if worker.pool == pool}
-    return said.pop() if len(said) == 1 else None
+class PoolRunner:
+    """What all workers of a pool say of themselves, asked again when `kept_s` have passed.
+
+    An answer that is as old does no harm: what a job was computed with is compared again when it ends.
+    """
+
+    def __init__(
+        self, workers: WorkerRegistry, pool: str, kept_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._workers = workers
+        self._pool = pool
+        self._kept_s = kept_s
+        self._clock = clock
+        self._heard: tuple[float, str | None] = (-math.inf, None)
+
+    def said(self) -> str | None:
+        """None when no worker of the pool lives, or they do not say the same. Raises Unavailable."""
+        now, (heard_at, said) = self._clock(), self._heard
+        if now - heard_at >= self._kept_s:
+            runners = {worker.runner for worker in self._workers.alive() if worker.pool == self._pool}
+            said = runners.pop() if len(runners) == 1 else None
+            self._heard = now, said
+        return said
 
 
 def _digest(parts: list[object]) -> str:

@@ -10,10 +10,12 @@ from services.catalogue.catalogue import Catalogue, open_catalogue
 from services.contracts.inputs import Inputs
 from services.contracts.job import JobSpec
 from services.contracts.result import PromptTokens
-from services.jobs.cache import fingerprint, question, runner_of
+from services.jobs.cache import PoolRunner, fingerprint, question
+from services.jobs.memory import MemoryWorkers
 from services.jobs.ports import WorkerState
 from services.jobs.record import NewJob
 from tests.api.catalogue import MODEL, SAE, write_catalogue
+from tests.services.jobs.bench import Clock
 from tests.services.jobs.samples import new_job
 
 RUNNER = "r" * 64
@@ -111,7 +113,21 @@ def worker(name: str, runner: str | None, pool: str = "default") -> WorkerState:
     ],
 )
 def test_workers_of_the_pool_that_differ_or_are_none_say_nothing(alive: list[WorkerState], said: str | None) -> None:
-    assert runner_of(alive, "default") == said
+    workers = MemoryWorkers()
+    for state in alive:
+        workers.announce(state, ttl_s=60)
+    assert PoolRunner(workers, "default", kept_s=0).said() == said
+
+
+def test_workers_are_asked_again_after_a_while_and_not_before() -> None:
+    workers, clock = MemoryWorkers(), Clock()
+    runner = PoolRunner(workers, "default", kept_s=0.5, clock=lambda: clock().timestamp())
+    assert runner.said() is None
+    workers.announce(worker("w1", "a"), ttl_s=60)
+    clock.advance(0.4)
+    assert runner.said() is None
+    clock.advance(0.1)
+    assert runner.said() == "a"
 
 
 def test_nothing_that_a_job_draws_is_drawn_without_a_seed() -> None:
