@@ -30,6 +30,7 @@ class RedisResultCache:
             "cache_find",
             self._policy,
             job.id,
+            job.owner,
             job.ties.cache_entry or "",
             reservation_key(job.owner, idempotency),
             microseconds(COPYING_S),

@@ -186,6 +186,7 @@ def policy_argument(policy: JobPolicy) -> bytes:
             "ring_after": microseconds(policy.ring_after_s),
             "max_queued": policy.max_queued,
             "max_memory": policy.max_memory,
+            "max_answers": policy.max_answers,
             "max_blamed": policy.max_blamed,
             "max_unexplained": policy.max_unexplained,
             "kept_events": KEPT_EVENTS,

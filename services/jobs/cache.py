@@ -33,6 +33,7 @@ class ResultCache(Protocol):
         """The job whose result answers `job`, by `job.ties.cache_entry`; raises Unavailable.
 
         None as well when `job` is there already, or its idempotency key is taken: `JobStore.create` knows what to do.
+        None, too, when the owner has `JobPolicy.max_answers` answered jobs, or the store is short of memory.
         For the next minute the sweep spares blobs of `job.id`: the result may be copied before the record exists.
         """
 
@@ -42,8 +43,8 @@ class ResultCache(Protocol):
         """Store `job` as one that has succeeded with `result`, a copy of the result of `source`, which `find` gave.
 
         It is charged nothing and counts for none of its owner's limits. None when the entry leads to `source` no more,
-        the copying took too long, or the store is short of memory: the job is to run. With an idempotency key that was
-        taken meanwhile, as `JobStore.create`: the earlier job, or Conflict. Repeating a call is harmless.
+        or the copying took too long: the job is to run. With an idempotency key that was taken meanwhile, as
+        `JobStore.create`: the earlier job, or Conflict. Repeating a call is harmless.
         """
 
 

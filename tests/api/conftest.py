@@ -102,7 +102,7 @@ def stand(tiny_catalogue: Catalogue) -> Stand:
     doorbell, workers = MemoryDoorbell(), MemoryWorkers()
     services = GatewayServices(
         store=store,
-        results=MemoryResultCache(store),
+        results=MemoryResultCache(store, JobPolicy()),
         events=MemoryEvents(store),
         doorbell=doorbell,
         blobs=blobs,

@@ -9,9 +9,10 @@ if fields(id, 'status') then return id end
 local answer, earlier = earlier_request(reservation, digest)
 if answer then return earlier or answer end
 local awaited = redis.call('GETDEL', 'lensd:arriving:' .. id) == source
-if not awaited or redis.call('GET', 'lensd:cached:' .. entry) ~= source or memory_is_short() then return false end
+if not awaited or redis.call('GET', 'lensd:cached:' .. entry) ~= source then return false end
 
 put_record(id, owner, pool, priority, size, head, ties, reservation, digest)
+redis.call('INCR', 'lensd:answers:' .. owner)
 local done, planned = fields(source, 'done', 'planned')
 finish(id, 'succeeded', 'result', result, 'cached', 1, 'done', done or 0, 'planned', planned or 0)
 return id

@@ -11,6 +11,7 @@
 --   lensd:idempotency:<owner>:<key digest>   string: "<job> <request digest>"
 --   lensd:cached:<question>:<fingerprint>    string: the job whose result answers the question (services/jobs/cache.py)
 --   lensd:arriving:<id>                      string: the job whose result is copied for a job that has no record yet
+--   lensd:answers:<owner>                    string: how many of the owner's jobs were answered so and are kept
 --   lensd:living:<owner>                     set: the owner's jobs that have not ended
 --   lensd:running:<owner>                    set: those of them that run
 --   lensd:work:<owner>:<day since 1970>      string: token-layers charged to the owner for jobs made that day (UTC)
@@ -194,9 +195,10 @@ end
 
 local function forget(id)
   redis.call('ZREM', 'lensd:expiries', id)
-  local owner, idempotency, entry = fields(id, 'owner', 'idempotency', 'cache_entry')
+  local owner, idempotency, entry, cached = fields(id, 'owner', 'idempotency', 'cache_entry', 'cached')
   if owner then redis.call('ZREM', 'lensd:owner:' .. owner, id) end
   if idempotency then redis.call('DEL', idempotency) end
   if entry and redis.call('GET', 'lensd:cached:' .. entry) == id then redis.call('DEL', 'lensd:cached:' .. entry) end
+  if cached and redis.call('DECR', 'lensd:answers:' .. owner) <= 0 then redis.call('DEL', 'lensd:answers:' .. owner) end
   redis.call('DEL', 'lensd:job:' .. id, 'lensd:events:' .. id, 'lensd:tokens:' .. id)
 end

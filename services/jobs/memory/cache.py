@@ -2,14 +2,17 @@
 
 from services.contracts.job import JobStatus
 from services.jobs.memory.store import MemoryJobStore
+from services.jobs.policy import JobPolicy
+from services.jobs.ports import JobFilter
 from services.jobs.record import Idempotency, JobRecord, NewJob, StoredResult
 
 
 class MemoryResultCache:
     """Implements `services.jobs.cache.ResultCache` for jobs of `store`."""
 
-    def __init__(self, store: MemoryJobStore) -> None:
+    def __init__(self, store: MemoryJobStore, policy: JobPolicy) -> None:
         self._store = store
+        self._max_answers = policy.max_answers
         self._sources: dict[str, str] = {}
         store.on_end.append(self._remember)
 
@@ -17,8 +20,9 @@ class MemoryResultCache:
         if self._store.get(job.id) is not None or self._store.reservations.taken(job.owner, idempotency):
             return None
         source = self._store.get(self._sources.get(job.ties.cache_entry or "", ""))
-        if source is not None:
-            self._store.arriving.add(job.id)
+        if source is None or self._answers(job.owner) >= self._max_answers:
+            return None
+        self._store.arriving.add(job.id)
         return source
 
     def answer(
@@ -29,6 +33,9 @@ class MemoryResultCache:
         if fresh and not (leads_there and job.id in self._store.arriving):
             return None
         return self._store.create_ended(job, source, result, idempotency)
+
+    def _answers(self, owner: str) -> int:
+        return sum(job.cached for job in self._store.list(owner, JobFilter(), None, 1_000_000).jobs)
 
     def _remember(self, job: NewJob, record: JobRecord) -> None:
         entry = job.ties.cache_entry

@@ -29,6 +29,7 @@ from services.jobs.record import (
 from tests.services.jobs.bench import POLICY, Bench, memory_bench, valkey_bench
 from tests.services.jobs.samples import new_job
 
+FEW = replace(POLICY, max_answers=4)
 ENTRY = "question:made-so"
 RESULT = StoredResult(document='{"kind":"features"}')
 COPY = StoredResult(document='{"kind":"features","copied":true}')
@@ -68,10 +69,10 @@ def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
     if request.param == "memory":
         bench = memory_bench()
         assert isinstance(bench.store, MemoryJobStore)
-        yield Desk(bench, MemoryResultCache(bench.store))
+        yield Desk(bench, MemoryResultCache(bench.store, FEW))
         return
     with make_client(request.getfixturevalue("redis_url"), patient=False) as client:
-        yield Desk(valkey_bench(client), RedisResultCache(client, POLICY))
+        yield Desk(valkey_bench(client), RedisResultCache(client, FEW))
 
 
 def test_a_job_that_succeeded_answers_its_question_and_no_other(desk: Desk) -> None:
@@ -226,9 +227,41 @@ def test_twenty_answers_at_once_under_one_key_make_one_job(desk: Desk) -> None:
     assert len(desk.bench.store.list("ada", JobFilter(), None, 50).jobs) == 2
 
 
+def test_an_owner_has_only_so_many_answers_at_a_time(desk: Desk) -> None:
+    desk.run()
+    answers = [desk.answered(desk.asked()) for _ in range(FEW.max_answers + 1)]
+    assert [answer is not None for answer in answers] == [*[True] * FEW.max_answers, False]
+    assert desk.answered(desk.asked(owner="bob")) is not None
+    assert answers[0] is not None
+    desk.bench.store.delete(answers[0].id)
+    assert desk.answered(desk.asked()) is not None
+    desk.bench.reap_after(POLICY.retention_s + POLICY.reap_every_s)
+    desk.run()
+    assert desk.answered(desk.asked()) is not None
+
+
+def test_an_answered_job_has_its_ties_but_for_the_entry(redis_url: str) -> None:
+    with make_client(redis_url, patient=False) as client:
+        desk = Desk(valkey_bench(client), RedisResultCache(client, POLICY))
+        desk.run()
+        job = desk.asked().model_copy(update={"ties": Ties(cache_entry=ENTRY, batch="batch_1", webhook="wh_1")})
+        assert desk.answered(job) is not None
+        assert client.hmget(f"lensd:job:{job.id}", "batch", "webhook", "cache_entry") == [b"batch_1", b"wh_1", None]
+        assert client.exists(f"lensd:arriving:{job.id}") == 0
+
+
+def test_what_the_fake_tells_of_an_answered_jobs_end_has_its_ties() -> None:
+    bench = memory_bench()
+    assert isinstance(bench.store, MemoryJobStore)
+    desk, told = Desk(bench, MemoryResultCache(bench.store, POLICY)), []
+    bench.store.on_end.append(lambda job, record: told.append((job.ties.batch, record.status, record.cached)))
+    desk.run()
+    desk.answered(desk.asked().model_copy(update={"ties": Ties(cache_entry=ENTRY, batch="batch_1")}))
+    assert told == [(None, "succeeded", False), ("batch_1", "succeeded", True)]
+
+
 def test_a_store_that_is_short_of_memory_answers_nothing(redis_url: str) -> None:
     with make_client(redis_url, patient=False) as client:
         desk = Desk(valkey_bench(client), RedisResultCache(client, replace(POLICY, max_memory=1e-9)))
         desk.run()
-        assert desk.found() is not None
-        assert desk.answered(desk.asked()) is None
+        assert desk.found() is None
