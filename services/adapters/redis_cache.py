@@ -12,8 +12,8 @@ from services.jobs.idempotency import just_forgotten, key_reused
 from services.jobs.policy import JobPolicy
 from services.jobs.record import Idempotency, JobRecord, NewJob, StoredResult
 
-COPYING_S = 60.0
-"""How long it may take to copy a result."""
+COPYING_S = 600.0
+"""How long it may take to copy a result, and for a job to be made after all when that comes to nothing."""
 
 
 class RedisResultCache:

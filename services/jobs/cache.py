@@ -34,7 +34,7 @@ class ResultCache(Protocol):
 
         None as well when `job` is there already, or its idempotency key is taken: `JobStore.create` knows what to do.
         None, too, when the owner has `JobPolicy.max_answers` answered jobs, or the store is short of memory.
-        For the next minute the sweep spares blobs of `job.id`: the result may be copied before the record exists.
+        For some minutes the sweep spares blobs of `job.id`: the result may be copied before the record exists.
         """
 
     def answer(

@@ -8,9 +8,11 @@ local _, id, owner, pool, priority, size, head, ties, reservation, digest, entry
 if fields(id, 'status') then return id end
 local answer, earlier = earlier_request(reservation, digest)
 if answer then return earlier or answer end
-local awaited = redis.call('GETDEL', 'lensd:arriving:' .. id) == source
-if not awaited or redis.call('GET', 'lensd:cached:' .. entry) ~= source then return false end
+-- Where it is to run after all, copies of blobs may lie there already: they are spared until it has its record.
+local arriving = 'lensd:arriving:' .. id
+if redis.call('GET', arriving) ~= source or redis.call('GET', 'lensd:cached:' .. entry) ~= source then return false end
 
+redis.call('DEL', arriving)
 put_record(id, owner, pool, priority, size, head, ties, reservation, digest)
 redis.call('INCR', 'lensd:answers:' .. owner)
 local done, planned = fields(source, 'done', 'planned')

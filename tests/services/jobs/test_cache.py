@@ -161,6 +161,7 @@ def test_a_job_that_goes_while_its_result_is_copied_answers_nothing(desk: Desk) 
     desk.bench.store.delete(source.id)
     assert desk.results.answer(job, source, COPY) is None
     assert desk.bench.store.get(job.id) is None
+    assert desk.bench.store.known([job.id]) == {job.id}, "copies may lie there, and it runs all the same"
 
 
 def test_blobs_that_come_before_their_record_are_spared_by_the_sweep(desk: Desk) -> None:
