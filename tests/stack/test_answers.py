@@ -2,12 +2,13 @@
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.stack.harness import RunningStack
+from tests.stack.harness import RunningStack, running_stack
 from tests.stack.test_jobs import CLEAN, states, wait_for
 
 _numbers = itertools.count()
@@ -95,3 +96,17 @@ def test_twenty_posts_at_once_under_one_key_make_one_job(
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_conflict")
     job = client.get(f"/v1/jobs/{ids.pop()}", headers={"Prefer": "wait=60"}).json()
     assert (job["status"], job["cached"], job["attempt"]) == ("succeeded", has_run, 0 if has_run else 1)
+
+
+def test_a_worker_that_computes_otherwise_answers_with_nothing_that_was_there(home: Path, tmp_path: Path) -> None:
+    spec = fresh_job()
+    with running_stack(tmp_path, store=home) as stack, stack.client() as client:
+        first = wait_for(client, spec)
+        assert client.post("/v1/jobs", json=spec).json()["cached"]
+    with running_stack(tmp_path, store=home, LENSD_DTYPE="float64") as stack, stack.client() as client:
+        second = wait_for(client, spec)
+    assert (second["cached"], second["result"]["provenance"]["dtype"]) == (False, "float64")
+    with running_stack(tmp_path, store=home) as stack, stack.client() as client:
+        third = client.post("/v1/jobs", json=spec).json()
+    assert third["cached"], "what was computed so is still there"
+    assert third["result"] == first["result"]
