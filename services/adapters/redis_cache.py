@@ -7,8 +7,15 @@ from redis import Redis
 
 from services.adapters.lua_scripts import LuaScripts
 from services.adapters.redis_jobs import RedisJobStore
-from services.adapters.redis_records import head_of, microseconds, policy_argument, reservation_key
-from services.jobs.idempotency import just_forgotten, key_reused
+from services.adapters.redis_records import (
+    flat_hash,
+    head_of,
+    microseconds,
+    policy_argument,
+    record_of,
+    reservation_key,
+)
+from services.jobs.idempotency import key_reused
 from services.jobs.policy import JobPolicy
 from services.jobs.record import Idempotency, JobRecord, NewJob, StoredResult
 
@@ -60,7 +67,5 @@ class RedisResultCache:
             return None
         if answer == b"conflict":
             raise key_reused()
-        record = self._store.get(answer.decode())
-        if record is None:
-            raise just_forgotten()
-        return record
+        job_id, fields = answer
+        return record_of(job_id.decode(), flat_hash(fields))
