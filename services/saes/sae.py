@@ -4,7 +4,7 @@
     features = activation(pre)                  TopK: the k largest, then ReLU; standard: ReLU
     x̂        = features W_dec + b_dec
 
-A transcoder reads x at one site and rebuilds y at a later one (Dunefsky et al. 2024, arXiv:2406.11944), some with a skip:
+A transcoder reads x at one site and rebuilds y at a later one (Dunefsky et al. 2024, arXiv:2406.11944); with a skip:
 
     ŷ        = features W_dec + b_dec + x W_skip^T
 
@@ -17,7 +17,7 @@ Tokens whose norm exceeds `norm_threshold` are not what the SAE was trained on; 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -146,7 +146,7 @@ class Sae:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
         """The same SAE elsewhere or in another precision."""
         held = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved = {name: value.to(device, dtype) for name, value in held.items()}
+        moved: dict[str, Any] = {name: value.to(device, dtype) for name, value in held.items()}
         return replace(self, activation=self.activation.to(device, dtype), **moved)
 
     def tensors(self) -> list[Tensor]:

@@ -34,9 +34,9 @@ def _metadata_unread(metadata: Mapping[str, Any]) -> Iterator[str]:
     head = metadata.get("hook_head_index")
     if head is not None:
         yield f"hook_head_index is {head}: it reads one head; lensd reads a site with all of its heads"
-    processing = metadata.get("model_from_pretrained_kwargs")
-    for key in WEIGHT_PROCESSING if isinstance(processing, dict) else ():
-        if processing.get(key):
+    processing = metadata.get("model_from_pretrained_kwargs") or {}
+    for key in WEIGHT_PROCESSING:
+        if isinstance(processing, dict) and processing.get(key):
             yield f"it was trained on a model loaded with {key}, whose activations are others; lensd changes no weights"
 
 
