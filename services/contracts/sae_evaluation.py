@@ -27,8 +27,8 @@ class SaeEvaluationSpec(Spec):
     `on`: tokens over the SAE's norm threshold are neither encoded nor changed in any run. `off`: every token is encoded
     and replaced, as in SAELens' own evaluation. An SAE without a threshold is evaluated without the filter.
 
-    A transcoder's output takes the place of the activation where it writes, a skip included; what is measured, zeroed and
-    averaged is that activation, and the norm is that of what it reads.
+    A transcoder's output takes the place of the activation where it writes, a skip included; what is measured, zeroed
+    and averaged is that activation, and the norm is that of what it reads.
     """
 
     kind: Literal["sae_evaluation"]
