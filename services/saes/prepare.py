@@ -10,7 +10,7 @@ import torch
 from services.catalogue.catalogue import FACTS, model_folder, sae_folder
 from services.catalogue.feature_index import open_index
 from services.catalogue.feature_indexes import INDEX_FILE
-from services.catalogue.operator import CatalogueError, SaeEntry, resolve_inside
+from services.catalogue.operator import AnySaeEntry, CatalogueError, SaeEntry, SaeLensEntry, resolve_inside
 from services.catalogue.store import preparing
 from services.contracts.errors import LensdError
 from services.contracts.model import ModelFacts
@@ -19,29 +19,32 @@ from services.contracts.sae import IndexFacts, SaeFacts, SaeOutput
 from services.saes.bundle import load_sae
 from services.saes.config import CONFIG_FILE, EXTRAS_FILE, WEIGHTS_FILE, sha256_of
 from services.saes.hooks import Place, place_of
+from services.saes.hub import cached_files, locate
 from services.saes.sae import Sae
 
 CARD_FILE = "card.json"
+ALL_FILES = (CONFIG_FILE, WEIGHTS_FILE, EXTRAS_FILE, CARD_FILE, INDEX_FILE)
 
 
-def prepare_sae(entry: SaeEntry, root: Path, home: Path) -> SaeFacts:
+def prepare_sae(entry: AnySaeEntry, root: Path, home: Path) -> SaeFacts:
     """Put the SAE that `entry` describes into the store under `home`, and return its facts.
 
     Raises:
-        CatalogueError: the folder is missing or leaves its root; lensd cannot read the SAE; it does not fit its model.
+        CatalogueError: the folder or the cached files are missing or leave their root; lensd cannot read the SAE; it
+            does not fit its model.
     """
-    source = resolve_inside(root, entry.path)
     with preparing(sae_folder(home, entry.id), entry) as partial:
-        for name in (CONFIG_FILE, WEIGHTS_FILE, EXTRAS_FILE, CARD_FILE, INDEX_FILE):
-            if (source / name).is_file():
-                shutil.copyfile(source / name, partial / name)
+        if isinstance(entry, SaeLensEntry):
+            _take_cached(entry, root, partial)
+        else:
+            _take(resolve_inside(root, entry.path), ALL_FILES, partial)
         try:
             sae = load_sae(
                 partial,
                 torch.device("cpu"),
                 torch.float32,
                 expected_sha256=entry.sha256,
-                expected_extras_sha256=entry.extras_sha256,
+                expected_extras_sha256=entry.extras_sha256 if isinstance(entry, SaeEntry) else None,
             )
         except LensdError as error:
             raise CatalogueError(f"{entry.id}: {error.message}") from error
@@ -51,7 +54,29 @@ def prepare_sae(entry: SaeEntry, root: Path, home: Path) -> SaeFacts:
     return facts
 
 
-def _facts(entry: SaeEntry, sae: Sae, folder: Path) -> SaeFacts:
+def _take(source: Path, names: tuple[str, ...], partial: Path) -> None:
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, partial / name)
+
+
+def _take_cached(entry: SaeLensEntry, root: Path, partial: Path) -> None:
+    """The files themselves, not links to them; cfg.json with what its release overrides in it."""
+    if entry.path is not None:
+        _take(resolve_inside(root, entry.path), (CARD_FILE, INDEX_FILE), partial)
+    located = locate(entry)
+    files = cached_files(entry, located, root)
+    for name, path in files.items():
+        shutil.copyfile(path, partial / name)
+    if located.overrides:
+        try:
+            config = dict(json.loads((partial / CONFIG_FILE).read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise CatalogueError(f"{entry.id}: {CONFIG_FILE} is no JSON object") from error
+        (partial / CONFIG_FILE).write_text(json.dumps(config | dict(located.overrides)), encoding="utf-8")
+
+
+def _facts(entry: AnySaeEntry, sae: Sae, folder: Path) -> SaeFacts:
     reads = _reads(entry, sae)
     card = folder / CARD_FILE
     return SaeFacts.model_validate(
@@ -81,7 +106,7 @@ def _facts(entry: SaeEntry, sae: Sae, folder: Path) -> SaeFacts:
     )
 
 
-def _index_facts(entry: SaeEntry, sae: Sae, path: Path) -> IndexFacts | None:
+def _index_facts(entry: AnySaeEntry, sae: Sae, path: Path) -> IndexFacts | None:
     """What the index beside the SAE was made over; raises CatalogueError for a damaged one, or another SAE's."""
     if not path.is_file():
         return None
@@ -121,7 +146,7 @@ def _refuse_misfit(facts: SaeFacts, trained_on: str | None, home: Path) -> None:
                 raise CatalogueError(f"{facts.id} {does} {name}, which {model.id} does not have: {site.reason}")
 
 
-def _reads(entry: SaeEntry, sae: Sae) -> Place:
+def _reads(entry: AnySaeEntry, sae: Sae) -> Place:
     transcodes = sae.hook_name_out is not None
     place = place_of(sae.hook_name, transcodes=transcodes)
     if place is not None:
@@ -136,7 +161,7 @@ def _reads(entry: SaeEntry, sae: Sae) -> Place:
     )
 
 
-def _output(entry: SaeEntry, sae: Sae, reads: Place) -> SaeOutput | None:
+def _output(entry: AnySaeEntry, sae: Sae, reads: Place) -> SaeOutput | None:
     """Where a transcoder writes: as wide as the residual stream, and not before it reads."""
     if sae.hook_name_out is None:
         return None

@@ -127,7 +127,8 @@ def test_attribution_at_z_is_the_change_times_the_gradient_and_checks_exactly(
 def test_texts_are_steered_by_features_of_z(laboratory: Laboratory, operation: str) -> None:
     sae, reference = make_sae(), Reference(laboratory.folder("tiny-llama"))
     steering = FEATURE | {"operation": operation, "value": 4.0}
-    result = run(laboratory, sae, **{**PLAIN, "bos": True}, steering=[steering])
+    body: dict[str, Any] = {**PLAIN, "bos": True, "steering": [steering]}
+    result = run(laboratory, sae, **body)
     change = added(sae, 7, 4.0) if operation == "add" else clamped(sae, 7, 4.0)
     for prompt in result.prompts:
         expected, log_probs = greedy(reference, prompt.tokens.ids, {("z", LAYER): from_first(prompt, change)})

@@ -1,6 +1,7 @@
 """Transcoders of an MLP against plain float64 runs: they read before it, and their output is measured behind it."""
 
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,10 @@ def test_a_job_runs_on_to_the_output_only_where_that_is_measured(laboratory: Lab
     assert works == [1, 3]
 
 
+def _replaced(new: Tensor, _: Tensor) -> Tensor:
+    return new
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("filtered", [True, False])
 def test_evaluation_puts_the_transcoders_output_in_the_mlps_place(
@@ -148,7 +153,7 @@ def test_evaluation_puts_the_transcoders_output_in_the_mlps_place(
         fired.append((asked.features(x)[kept] > 0).sum(1))
         for name, value in (("sae", asked.output(x)), ("zero", 0 * y), ("mean", mean.double().expand_as(y))):
             spliced = torch.where(kept[:, None], value, y)
-            logits = asked.reference.logits(tokens, {("mlp_out", LAYER): lambda _, new=spliced: new})
+            logits = asked.reference.logits(tokens, {("mlp_out", LAYER): partial(_replaced, spliced)})
             losses[name] += (-logits.log_softmax(-1)[range(9), tokens[1:]]).tolist()
     assert found.mse == pytest.approx(float(torch.cat(errors).mean()), rel=1e-4)
     assert found.l0 == pytest.approx(float(torch.cat(fired).double().mean()))

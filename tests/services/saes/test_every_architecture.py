@@ -45,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def registry() -> dict[str, Any]:
     from sae_lens.registry import SAE_CLASS_REGISTRY  # noqa: PLC0415 - takes seconds; only the tests that need it pay
 
-    return SAE_CLASS_REGISTRY
+    return dict(SAE_CLASS_REGISTRY)
 
 
 def made(architecture: str, **changes: Any) -> Any:
