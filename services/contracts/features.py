@@ -166,6 +166,15 @@ class PromotedToken(Contract):
     logit: float
 
 
+PerTokenScale = Annotated[
+    bool,
+    Field(
+        description="True for an SAE that scales each token: its directions are in units of the token's own size, "
+        "which the logits of promoted and suppressed tokens leave out. Their order holds, their sizes do not."
+    ),
+]
+
+
 class FeatureEffect(Contract):
     """The tokens whose logits the feature's decoder direction raises and lowers most, read straight through W_U.
 
@@ -191,10 +200,4 @@ class FeaturesResult(Result):
     contrast: FeatureContrast | None = None
     search: FeatureSearch | None = None
     effects: tuple[FeatureEffect, ...] = ()
-    effects_per_token_scale: Annotated[
-        bool,
-        Field(
-            description="True for an SAE that scales each token: its directions are in units of the token's own size, "
-            "which the logits of `effects` leave out. Which tokens are promoted holds; how much, only between features."
-        ),
-    ] = False
+    effects_per_token_scale: PerTokenScale = False
