@@ -122,7 +122,7 @@ def test_only_the_guilty_row_of_a_batch_fails(model: LoadedModel) -> None:
     guilty = Row((POISON, *TOKENS[1:]), captures=(Capture(Site(SiteName.Z, 0)),), readout=READ)
     innocent = [Row((5 + index, *TOKENS[1:]), captures=guilty.captures, readout=READ) for index in range(5)]
     with Engine(EngineLimits(threads=1)) as engine:
-        expected = logits(engine.run(model, innocent, job=JobTicket("warm", "b")))
+        expected = logits(engine.run(model, innocent, job=JobTicket("warm", "a")))
         with watching(model, poisoned):
             bad = engine.submit(model, [guilty], job=JobTicket("bad", "a"))
             good = engine.submit(model, innocent, job=JobTicket("good", "b"))
