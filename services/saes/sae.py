@@ -29,6 +29,9 @@ from services.saes.normalization import PER_TOKEN, Normalization, token_scale
 
 __all__ = ["Gated", "JumpRelu", "Relu", "Sae", "TopK"]
 
+FEW = 8
+"""Features are few when they are at most one in so many of the SAE's: looking at them first then pays."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sae:
@@ -108,13 +111,19 @@ class Sae:
     ) -> Float[Tensor, "token feature"]:
         """The activations of these features alone, as `encode` gives them.
 
-        Only their columns of W_enc are multiplied; TopK, whose features depend on each other, needs all of them but
-        neither sorts nor writes down the rest.
+        Only their columns of W_enc are multiplied; TopK, whose features depend on each other, needs all of them on the
+        tokens where one of these could fire, but neither sorts nor writes down the rest.
         """
         chosen = torch.as_tensor(indices, dtype=torch.long, device=self.W_enc.device)
-        if isinstance(self.activation, TopK):
+        if isinstance(self.activation, TopK) and len(chosen) * FEW > self.d_sae:
             return self.activation.columns(self._pre_activations(x), chosen)
-        return self.activation.at(chosen).features(self._input(x) @ self.W_enc[:, chosen] + self.b_enc[chosen])
+        scaled = self._input(x)
+        pre = scaled @ self.W_enc[:, chosen] + self.b_enc[chosen]
+        if not isinstance(self.activation, TopK):
+            return self.activation.at(chosen).features(pre)
+        tokens = (pre > 0).any(dim=-1).nonzero().flatten()
+        fired = self.activation.columns(scaled[tokens] @ self.W_enc + self.b_enc, chosen)
+        return torch.zeros_like(pre).index_copy(0, tokens, fired)
 
     def decode(
         self, features: Float[Tensor, "token d_sae"], of: Float[Tensor, "token d_model"] | None = None
