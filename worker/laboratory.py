@@ -9,6 +9,7 @@ from services.catalogue.catalogue import Catalogue, model_folder, sae_folder
 from services.contracts.errors import LensdError
 from services.contracts.generation import NewTokens
 from services.contracts.job import JobResult, JobSpec
+from services.contracts.place import width_of
 from services.engine.engine import Engine, EngineLimits
 from services.engine.ticket import JobTicket
 from services.jobs.cache import fingerprint
@@ -110,5 +111,5 @@ class Laboratory:
             torch.float32,
             expected_sha256=facts.sha256,
             expected_extras_sha256=facts.extras_sha256,
-            d_model=self._catalogue.model(facts.model).d_model,
+            d_model=width_of(facts.site, self._catalogue.model(facts.model)),
         )

@@ -135,7 +135,10 @@ def _attributed(
         other = source.captures[site] if source else None
         changes.append(change_of(subject, outcomes[index].captures[site], other, in_use))
     gradients = (
-        [outcome.gradients[site][list(one.positions)] for one, outcome in zip(subjects, outcomes, strict=False)]
+        [
+            outcome.gradients[site][list(one.positions)].flatten(1)
+            for one, outcome in zip(subjects, outcomes, strict=False)
+        ]
         if first_order
         else _mean_gradients(subjects, changes, method, context)
     )
@@ -170,7 +173,7 @@ def _mean_gradients(
         rows = [_step(subjects[index], changes[index], alpha) for index, alpha, _ in batch]
         for (index, _, weight), outcome in zip(batch, context.run(rows), strict=True):
             (gradient,) = outcome.gradients.values()
-            means[index] += weight * gradient.double()
+            means[index] += weight * gradient.flatten(1).double()
     return [mean.float() for mean in means]
 
 

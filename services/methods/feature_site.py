@@ -52,9 +52,13 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What changes at `positions` of a base run, by position; features sparse, as most of them are zero."""
+    """What changes at `positions` of a base run, by position; features sparse, as most of them are zero.
+
+    `axes` are the site's own: at `z` heads, which here stand side by side.
+    """
 
     site: Site
+    axes: tuple[int, ...]
     positions: tuple[int, ...]
     left_out: tuple[int, ...]
     features: Float[Tensor, "position d_sae"]
@@ -63,7 +67,8 @@ class Change:
 
     def add(self, value: Activation) -> tuple[Intervention, ...]:
         """`value` added at the positions; nothing where there are none."""
-        return (Intervention(self.site, self.positions, "add", value),) if self.positions else ()
+        added = value.reshape(len(self.positions), *self.axes)
+        return (Intervention(self.site, self.positions, "add", added),) if self.positions else ()
 
     def of_features(self, indices: Tensor) -> Float[Tensor, "position feature"]:
         return self.features.index_select(1, indices).to_dense()
@@ -80,10 +85,10 @@ def row_of(tokens: PromptTokens, subject: Subject, site: Capture) -> Row:
 
 
 def change_of(subject: Subject, base: Activation, source: Activation | None, in_use: SaeInUse) -> Change:
-    """What turns the base run's activation into the source's; each given at all positions."""
+    """What turns the base run's activation into the source's; each given at all positions, as it was captured."""
     sae, at = in_use.sae, list(subject.positions)
-    x = base[at].to(sae.W_enc)
-    other = sae.b_dec.expand_as(x) if source is None else source[at].to(x)
+    x = base[at].flatten(1).to(sae.W_enc)
+    other = sae.b_dec.expand_as(x) if source is None else source[at].flatten(1).to(x)
     counted, features = sae.within_norm(x), sae.encode(x)
     changed = -features
     if source is not None:
@@ -93,6 +98,7 @@ def change_of(subject: Subject, base: Activation, source: Activation | None, in_
     whole = (other - x) * counted[:, None]
     return Change(
         site=site_of(in_use).site,
+        axes=tuple(base.shape[1:]),
         positions=subject.positions,
         left_out=tuple(position for position, kept in zip(at, counted.tolist(), strict=True) if not kept),
         features=changed.cpu().to_sparse(),
