@@ -35,6 +35,7 @@ from services.engine.row import Capture, Gradients, Row
 from services.methods.attribution_check import chosen
 from services.methods.context import MethodContext, SaeInUse
 from services.methods.feature_check import compared
+from services.methods.feature_choice import warn_of_left_out
 from services.methods.feature_estimates import Estimated, EstimatedFeature, estimated, look, ranked
 from services.methods.feature_parts import Part, exact_effects
 from services.methods.feature_site import Activation, Change, Subject, change_of
@@ -67,9 +68,7 @@ def run(method: FeatureAttribution, spec: AttributionSpec, context: MethodContex
     exact = exact_effects([(one.subject, one.change) for one in found], parts, context.sae, context)
     for feature in features[: method.top_k]:
         finite(feature.estimated, "an estimated effect")
-    left_out = sum(len(one.change.left_out) for one in found)
-    if left_out:
-        context.warnings.append(f"{left_out} tokens are over the SAE's norm threshold and were left untouched")
+    warn_of_left_out(found, context)
     return AttributionResult(
         attribution=_outcome(
             method,

@@ -99,7 +99,9 @@ def _estimates(
     return rows if by_position else rows.sum(axis=1)
 
 
-def warn_of_left_out(found: Sequence[Estimated], context: MethodContext) -> None:
+def warn_of_left_out(found: Sequence[Estimated], context: MethodContext, also: str = "") -> None:
+    """Count the tokens that stayed as they are; `also` says why else than for their norm."""
     left_out = sum(len(one.change.left_out) for one in found)
     if left_out:
-        context.warnings.append(f"{left_out} tokens are over the SAE's norm threshold and were left untouched")
+        message = f"{left_out} tokens are over the SAE's norm threshold{also} and were left untouched"
+        context.warnings.append(message)

@@ -86,10 +86,12 @@ def _work(
         for tokens in ([] if gradients else [item.base]) + ([item.source] if item.source is not None else [])
     ]
     total = GRADIENT_PASSES * model.layers * sum(len(item.base) for item in items) if gradients else 0
-    total += work(first, model.layers, [item.clean for item in items] if divergent else ())
     cells = _feature_count(method, sae) + parts
-    patched = (row for item in items for row in _rows(item, cells, model, sae, by_position=method.by_position))
-    return total + work(patched, model.layers)
+    patched = [row for item in items for row in _rows(item, cells, model, sae, by_position=method.by_position)]
+    runs = [item.clean for item in items] if divergent else []
+    if here.join == model.layers:  # reading there records the unpatched runs that the others are grown on
+        return total + work([*first, *patched], model.layers, runs)
+    return total + work(first, model.layers, runs) + work(patched, model.layers)
 
 
 def _rows(item: _Item, cells: int, model: ModelFacts, sae: SaeFacts, *, by_position: bool) -> Iterator[PlannedRow]:
