@@ -6,7 +6,8 @@ import numpy as np
 
 from services.contracts.ablation import AblatedExample, AblationResult
 from services.contracts.attribution import AttributionResult
-from services.contracts.direct_logit_attribution import AttributedExample, DirectLogitOutcome, DirectLogitTerms
+from services.contracts.direct_logit_attribution import AttributedExample, DirectLogitOutcome
+from services.contracts.direct_logit_terms import DirectLogitTerms
 from services.contracts.features import (
     ActiveFeature,
     FeatureEffect,

@@ -3,7 +3,8 @@
 import numpy as np
 
 from services.contracts.attribution import AttributionResult
-from services.contracts.direct_logit_attribution import DirectLogitOutcome, DirectLogitTerms, NeuronContribution
+from services.contracts.direct_logit_attribution import DirectLogitOutcome, NeuronContribution
+from services.contracts.direct_logit_terms import DirectLogitTerms
 from services.contracts.tensor import Estimate, FloatArray
 from services.figures.bars import Bars
 from services.figures.heatmap import Heatmap

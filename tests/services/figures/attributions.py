@@ -14,9 +14,9 @@ from services.contracts.attribution_patching import (
 from services.contracts.direct_logit_attribution import (
     AttributedExample,
     DirectLogitOutcome,
-    DirectLogitTerms,
     NeuronContribution,
 )
+from services.contracts.direct_logit_terms import DirectLogitTerms
 from services.contracts.edge_attribution_patching import EdgeAttributionOutcome, EdgeCounts, EdgePair, ScoredEdge
 from services.contracts.feature_attribution import (
     AttributedFeature,

@@ -144,11 +144,12 @@ def test_a_divergence_has_exact_effects_and_no_estimates(laboratory: Laboratory,
     result = run(laboratory, engine, used, body(features=[1, 2, 3], top_k=0, **KL))
     plain = Ablated(laboratory, used, result)
     clean = plain.reference.logits(plain.base)[-1].log_softmax(-1)
-    for place, index in enumerate((1, 2, 3)):
-        added = plain.of_feature(index)
-        changed = plain.reference.logits(plain.base, {plain.place: lambda x, added=added: x + added})[-1]
-        want = float((clean.exp() * (clean - changed.log_softmax(-1))).sum())
-        assert array(result.effects)[place] == pytest.approx(want, abs=1e-5)
+
+    def divergence(index: int) -> float:
+        changed = plain.reference.logits(plain.base, {plain.place: lambda x: x + plain.of_feature(index)})[-1]
+        return float((clean.exp() * (clean - changed.log_softmax(-1))).sum())
+
+    np.testing.assert_allclose(array(result.effects), [divergence(index) for index in (1, 2, 3)], atol=1e-5)
     assert (result.estimated, result.together.estimated, result.check) == (None, None, None)
 
 

@@ -24,7 +24,7 @@ OTHER_PAIR = PAIR | {
     "foil": " Mary",
 }
 SHORT_PAIR = {"clean": "John gave", "corrupted": "Mary gave", "answer": " Mary", "foil": " John"}
-KL = {"metric": {"type": "kl_divergence"}}
+KL = {"type": "kl_divergence"}
 CASES = [("resid_post", 1, {}), ("mlp_out", 0, {"mode": "noising"}), ("attn_out", 1, {"positions": [-2, -6]})]
 
 
@@ -194,7 +194,7 @@ def test_a_divergence_has_exact_effects_and_at_its_clean_run_no_estimates(
     laboratory: Laboratory, engine: Engine, mode: str
 ) -> None:
     used = made()
-    asked = body(features=[1, 2, 3], top_k=0, mode=mode, **KL)
+    asked = body(features=[1, 2, 3], top_k=0, mode=mode, metric=KL)
     result = run(laboratory, engine, used, asked)
     plain = plainly(laboratory, used, result)
     clean = plain.reference.logits(result.pairs[0].tokens.clean.ids)[-1].log_softmax(-1)
@@ -217,8 +217,8 @@ def test_a_divergence_has_exact_effects_and_at_its_clean_run_no_estimates(
         body(by_position=True, top_k=4),
         body((PAIR, OTHER_PAIR), positions=[-3, -1], by_position=True, top_k=4),
         body((PAIR, SHORT_PAIR), positions=[-2, -1], metric={"type": "cross_entropy"}),
-        body(metric={"type": "kl_divergence"}),
-        body(metric={"type": "kl_divergence"}, features=[1, 2], mode="noising", top_k=None),
+        body(metric=KL),
+        body(metric=KL, features=[1, 2], mode="noising", top_k=None),
         body((PAIR, PAIR | {"corrupted": PAIR["clean"]})),
     ],
 )
@@ -247,7 +247,7 @@ def test_a_job_is_billed_what_was_estimated(
         ({}, {"positions": [99]}, "/method/positions/0", ErrorCode.UNKNOWN_POSITION),
         ({}, {"positions": ["S2"]}, "/method/positions/0", ErrorCode.UNKNOWN_POSITION),
         ({}, {"positions": [-1, -1]}, "/method/positions", ErrorCode.UNKNOWN_POSITION),
-        ({}, {"mode": "noising"} | KL, "/metric/type", ErrorCode.UNSUPPORTED_METRIC),
+        ({}, {"mode": "noising", "metric": KL}, "/metric/type", ErrorCode.UNSUPPORTED_METRIC),
     ],
 )
 def test_what_cannot_run_is_refused_with_a_pointer(
