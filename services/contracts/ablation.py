@@ -156,6 +156,9 @@ class AblationSpec(Spec):
     def sae_pointer(self) -> str:
         return "/method/sae"
 
+    def writes_features(self) -> bool:
+        return isinstance(self.method, FeatureAblation)
+
     def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
         if isinstance(self.method, FeatureAblation):
             yield from self.method.sae_violations(sae)

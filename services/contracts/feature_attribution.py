@@ -58,6 +58,9 @@ class FeatureAttribution(AttributionMethodBase):
     def sae_id(self) -> CatalogueId | None:
         return self.sae
 
+    def writes_features(self) -> bool:
+        return True
+
     def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
         yield from sae_violations(sae, "/method/sae")
 

@@ -52,6 +52,9 @@ class PatchingSpec(Spec):
     def sae_pointer(self) -> str:
         return "/method/sae"
 
+    def writes_features(self) -> bool:
+        return isinstance(self.method, FeaturePatching)
+
     def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
         if isinstance(self.method, FeaturePatching):
             yield from self.method.sae_violations(sae)

@@ -8,6 +8,7 @@ from services.contracts.direct_logit_terms import DirectLogitTerms
 from services.contracts.tensor import Estimate, FloatArray
 from services.figures.bars import Bars
 from services.figures.heatmap import Heatmap
+from services.figures.kinds.direct_logit_split import split_panels
 from services.figures.kinds.reading import array, error, not_reported, notes, number, of_all, pick, scalars, title
 from services.figures.kinds.sweep import heads_and_mlps, numbered, position_names, strongest, strongest_rows
 from services.figures.picture import Panel, Picture, grid
@@ -93,6 +94,8 @@ def _splits(outcome: DirectLogitOutcome) -> tuple[tuple[Panel, ...], ...]:
         panels.append(_by_source(array(outcome.by_source), tokens))
     if outcome.neurons:
         panels.append(_neurons(outcome.neurons))
+    if outcome.split is not None:
+        panels += split_panels(outcome.split)
     return grid(panels, _IN_A_ROW)
 
 
