@@ -10,7 +10,7 @@ from services.contracts.base import CatalogueId, Contract
 from services.contracts.direct_logit_features import FeatureSplit
 from services.contracts.direct_logit_terms import DirectLogitTerms
 from services.contracts.errors import ErrorCode, Violation
-from services.contracts.feature_site import TopFeatures, sae_violations
+from services.contracts.feature_site import PromotedLogits, TopFeatures, sae_violations
 from services.contracts.inputs import Inputs
 from services.contracts.metric import Logit, LogitDiff, Metric
 from services.contracts.model import ModelFacts
@@ -39,6 +39,7 @@ class DirectLogitAttribution(AttributionMethodBase):
         Field(description="Also the terms of this SAE's features, in the place of what its site holds."),
     ] = None
     top_k: Annotated[TopFeatures, Field(description="How many of the SAE's strongest features to list.")] = 20
+    promoted_logits: PromotedLogits = 5
 
     def sae_id(self) -> CatalogueId | None:
         return self.sae

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from services.contracts.base import CatalogueId, Contract
 from services.contracts.direct_logit_terms import DirectLogitTerms
+from services.contracts.features import FeatureEffect
 from services.contracts.site import SiteName
 from services.contracts.tensor import ScalarStatistic
 
@@ -55,3 +56,4 @@ class FeatureSplit(Contract):
     over_norm: ScalarStatistic
     outside: DirectLogitTerms
     examples: tuple[SplitExample, ...]
+    promoted_logits: tuple[FeatureEffect, ...] = ()

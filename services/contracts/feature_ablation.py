@@ -9,6 +9,7 @@ from services.contracts.attribution_method import clean_gradient_violations
 from services.contracts.base import CatalogueId, Contract, Position
 from services.contracts.errors import ErrorCode, Violation
 from services.contracts.feature_site import ChosenFeature, EstimateCheck, FeatureChoice, example_position_violations
+from services.contracts.features import FeatureEffect
 from services.contracts.inputs import Inputs
 from services.contracts.metric import KlDivergence, Metric
 from services.contracts.model import ModelFacts
@@ -113,3 +114,4 @@ class FeatureAblationResult(Result):
     estimated: Estimate | None
     together: AllFeatures
     check: EstimateCheck | None
+    promoted_logits: tuple[FeatureEffect, ...] = ()

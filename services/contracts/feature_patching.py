@@ -9,6 +9,7 @@ from services.contracts.attribution_method import clean_gradient_violations
 from services.contracts.base import CatalogueId, Contract
 from services.contracts.errors import Violation
 from services.contracts.feature_site import ChosenFeature, EstimateCheck, FeatureChoice, pair_position_violations
+from services.contracts.features import FeatureEffect
 from services.contracts.inputs import Inputs
 from services.contracts.metric import KlDivergence, Metric
 from services.contracts.model import ModelFacts
@@ -105,3 +106,4 @@ class FeaturePatchingResult(Result):
     estimated: Estimate | None
     parts: PatchedParts
     check: EstimateCheck | None
+    promoted_logits: tuple[FeatureEffect, ...] = ()

@@ -14,6 +14,10 @@ from services.contracts.sweep import SweptPosition, index_of, position_violation
 
 TopFeatures = Annotated[int, Field(ge=1, le=1_000)]
 
+PromotedLogits = Annotated[
+    int, Field(ge=0, le=50, description="How many promoted and suppressed tokens to list per feature; 0 for none.")
+]
+
 _TOP_FEATURES = 10
 
 
@@ -33,6 +37,8 @@ class FeatureChoice(Request):
     by_position: Annotated[
         bool, Field(description="Change features at one position a run, instead of at all positions together.")
     ] = False
+
+    promoted_logits: PromotedLogits = 5
 
     def top_features(self) -> int:
         """How many are chosen by their estimate."""

@@ -43,6 +43,7 @@ class Scatter:
         margin = 0.08 * (float(np.ptp(both)) or 1.0)
         low, high = float(both.min()) - margin, float(both.max()) + margin
         axes.plot([low, high], [low, high], color="black", linewidth=0.6, linestyle="--", label="equal")
+        axes.locator_params(nbins=5)
         axes.set_xlim(low, high)
         axes.set_ylim(low, high)
         axes.set_xlabel(f"exact {self.value_name}")

@@ -57,7 +57,7 @@ class Found:
             by_position=self.by_position.reported() if method.by_position else None,
             by_source=self.by_source.estimate(("layer", "head", "source")) if method.by_source else None,
             neurons=tuple(strongest(self.neurons, method.neurons)) if method.neurons else (),
-            split=self.split.reported(method.top_k, per_example=per_example) if self.split else None,
+            split=self.split.reported(method, per_example=per_example) if self.split else None,
         )
 
 
@@ -65,7 +65,7 @@ def run(spec: AttributionSpec, context: MethodContext) -> AttributionResult:
     """Attribute every example; a positive term raises the metric. Over many examples, means with standard errors."""
     assert isinstance(spec.method, DirectLogitAttribution)
     work = _Work(spec, spec.method, context, context.weights())
-    found = Found(split=FeatureTerms(context.sae, work.weights) if context.sae else None)
+    found = Found(split=FeatureTerms(context.sae, work.weights, context) if context.sae else None)
     for examples in together(context.inputs.examples, lambda example: len(example.prompt.ids), TOKENS_AT_ONCE):
         aims = [aim(example, spec.metric, work.weights) for example in examples]
         rows = [work.row(example, aimed) for example, aimed in zip(examples, aims, strict=True)]

@@ -17,11 +17,13 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from services.contracts.direct_logit_attribution import DirectLogitAttribution
 from services.contracts.direct_logit_features import FeatureContribution, FeatureSplit, SplitExample
 from services.contracts.site import SiteName
 from services.engine.weights import Norm, Weights
-from services.methods.context import SaeInUse
+from services.methods.context import MethodContext, SaeInUse
 from services.methods.direct_logit_terms import Aim, MeanTerms, Terms
+from services.methods.feature_effects import effects_of
 from services.methods.statistics import scalar_estimate
 
 Vector = Float[Tensor, " d_model"]
@@ -65,6 +67,7 @@ class FeatureTerms:
 
     in_use: SaeInUse
     weights: Weights
+    context: MethodContext
     outside: MeanTerms = field(default_factory=MeanTerms)
     splits: list[_Split] = field(default_factory=list)
 
@@ -101,14 +104,14 @@ class FeatureTerms:
         """How many examples' tokens are over the SAE's norm threshold."""
         return sum(split.over_norm is not None for split in self.splits)
 
-    def reported(self, top_k: int, *, per_example: bool) -> FeatureSplit:
+    def reported(self, method: DirectLogitAttribution, *, per_example: bool) -> FeatureSplit:
         """The `top_k` features of largest |mean|, and everything else."""
         facts, splits = self.in_use.facts, self.splits
         totals: dict[int, float] = {}
         for split in splits:
             for index, value in zip(split.features.tolist(), split.contributions.tolist(), strict=True):
                 totals[index] = totals.get(index, 0.0) + value
-        chosen = sorted(totals, key=lambda index: (-abs(totals[index]), index))[:top_k]
+        chosen = sorted(totals, key=lambda index: (-abs(totals[index]), index))[: method.top_k]
         own = np.stack([split.at(split.contributions, chosen) for split in splits])
         others = np.array([float(split.contributions.sum()) for split in splits]) - own.sum(axis=1)
         return FeatureSplit(
@@ -131,6 +134,7 @@ class FeatureTerms:
                 )
                 for split, values in zip(splits, own, strict=True)
             ),
+            promoted_logits=tuple(effects_of(chosen, method.promoted_logits, self.in_use.sae, self.context)),
         )
 
     def _contributions(

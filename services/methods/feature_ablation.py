@@ -24,7 +24,7 @@ from services.contracts.feature_ablation import (
 )
 from services.contracts.references import Over
 from services.methods.context import MethodContext, SaeInUse
-from services.methods.feature_choice import ChangedParts, chosen_features, warn_of_left_out
+from services.methods.feature_choice import ChangedParts, chosen_features, promoted_logits, warn_of_left_out
 from services.methods.feature_estimates import Estimated, changed_features, estimated, look
 from services.methods.feature_parts import Part
 from services.methods.feature_site import Activation, Change, Subject, change_of_features
@@ -81,6 +81,7 @@ def run(method: FeatureAblation, spec: AblationSpec, context: MethodContext) -> 
         estimated=first_order,
         together=AllFeatures(effects=all_exact, estimated=all_estimated),
         check=changed.check(),
+        promoted_logits=promoted_logits(method, features, in_use, context),
         warnings=tuple(context.warnings),
         provenance=context.provenance("feature_ablation", VERSION),
         usage=context.usage(),

@@ -9,6 +9,7 @@ from services.contracts.feature_attribution import CheckedFeature, FeatureCheck
 from services.contracts.feature_site import EstimateCheck
 from services.methods.attribution_check import false_negatives, rank_correlation
 from services.methods.feature_estimates import EstimatedFeature
+from services.methods.metric import finite
 
 
 def compared(
@@ -41,5 +42,6 @@ def compared_cells(
     """Means over subjects of both, cell by cell."""
     one, other = estimates.mean(axis=0).reshape(-1), exact.mean(axis=0).reshape(-1)
     return EstimateCheck(
-        rank_correlation=rank_correlation(one, other), largest_error=float(np.abs(one - other).max(initial=0.0))
+        rank_correlation=rank_correlation(one, other),
+        largest_error=finite(float(np.abs(one - other).max(initial=0.0)), "an estimated effect"),
     )

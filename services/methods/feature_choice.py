@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float64
 
 from services.contracts.feature_site import ChosenFeature, EstimateCheck, FeatureChoice
+from services.contracts.features import FeatureEffect
 from services.contracts.tensor import InlineTensor, Statistic
 from services.methods.context import MethodContext, SaeInUse
 from services.methods.feature_check import compared_cells
+from services.methods.feature_effects import effects_of
 from services.methods.feature_estimates import Estimated, ranked
 from services.methods.feature_parts import Part, exact_effects
 from services.methods.metric import finite
@@ -33,6 +35,14 @@ def chosen_features(method: FeatureChoice, found: Sequence[Estimated], in_use: S
     for feature in top:
         finite(feature.estimated, "an estimated effect")
     return (*given, *(ChosenFeature(index=feature.index, chosen="top") for feature in top))
+
+
+def promoted_logits(
+    method: FeatureChoice, features: Sequence[ChosenFeature], in_use: SaeInUse, context: MethodContext
+) -> tuple[FeatureEffect, ...]:
+    """What the chosen features promote and suppress, as many tokens as were asked for."""
+    indices = [feature.index for feature in features]
+    return tuple(effects_of(indices, method.promoted_logits, in_use.sae, context))
 
 
 @dataclass(frozen=True, eq=False)

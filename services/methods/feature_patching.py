@@ -23,7 +23,7 @@ from services.contracts.feature_patching import (
 from services.contracts.patching import PatchingSpec
 from services.contracts.result import Baselines, PairTokens
 from services.methods.context import MethodContext, SaeInUse
-from services.methods.feature_choice import ChangedParts, chosen_features, warn_of_left_out
+from services.methods.feature_choice import ChangedParts, chosen_features, promoted_logits, warn_of_left_out
 from services.methods.feature_estimates import Estimated, changed_features, estimated, look
 from services.methods.feature_parts import Part
 from services.methods.feature_site import Subject, change_of
@@ -66,6 +66,7 @@ def run(method: FeaturePatching, spec: PatchingSpec, context: MethodContext) -> 
         estimated=first_order,
         parts=_parts(changed, base, other, context),
         check=changed.check(),
+        promoted_logits=promoted_logits(method, features, in_use, context),
         warnings=tuple(context.warnings),
         provenance=context.provenance("feature_patching", VERSION),
         usage=context.usage(),

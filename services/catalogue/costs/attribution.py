@@ -4,6 +4,7 @@ from services.catalogue.costs.attribution_patching import attribution_patching_c
 from services.catalogue.costs.cost import FLOAT_BYTES, GRADIENT_PASSES, Cost
 from services.catalogue.costs.edge_attribution_patching import edge_attribution_patching_cost
 from services.catalogue.costs.feature_attribution import feature_attribution_cost
+from services.catalogue.costs.features import PROMOTED_BYTES
 from services.contracts.attribution import AttributionSpec
 from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
@@ -54,7 +55,7 @@ def _direct_logit_attribution(
     listed = method.neurons * NEURON_BYTES
     if sae is not None:
         floats += 2 * terms + len(inputs.examples) * spec.per_example * method.top_k
-        listed += min(method.top_k, sae.features) * FEATURE_BYTES
+        listed += min(method.top_k, sae.features) * (FEATURE_BYTES + 2 * method.promoted_logits * PROMOTED_BYTES)
     return Cost(inputs.tokens() * model.layers, floats * FLOAT_BYTES + listed)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from services.catalogue.costs.cost import FLOAT_BYTES, GRADIENT_PASSES, Cost
+from services.catalogue.costs.features import PROMOTED_BYTES
 from services.catalogue.costs.rows import PlannedRow, Tokens, Touch, work
 from services.contracts.ablation import AblationSpec
 from services.contracts.feature_ablation import FeatureAblation
@@ -113,4 +114,4 @@ def _output(
     features = _feature_count(method, sae)
     floats = tensors * (1 if len(items) == 1 else 2) * (features + parts) * axis
     floats += 2 * len(items) * features * axis * own
-    return floats * FLOAT_BYTES + features * FEATURE_BYTES
+    return floats * FLOAT_BYTES + features * (FEATURE_BYTES + 2 * method.promoted_logits * PROMOTED_BYTES)

@@ -5,7 +5,7 @@ import numpy as np
 from services.contracts.direct_logit_features import FeatureSplit
 from services.contracts.tensor import ScalarStatistic
 from services.figures.bars import Bars
-from services.figures.kinds.feature_names import numbered_feature
+from services.figures.kinds.feature_names import name_among_others
 from services.figures.kinds.reading import array, scalars
 from services.figures.picture import Panel
 from services.figures.scatter import Scatter
@@ -14,30 +14,39 @@ _SHOWN = 30
 
 
 def split_panels(split: FeatureSplit) -> tuple[Panel, ...]:
-    """The strongest features, then the other parts of the site, then all components outside it in one bar."""
-    shown = split.features[:_SHOWN]
-    others = {
-        "other features": _sum_of([split.other_features, *(one.contribution for one in split.features[_SHOWN:])]),
+    """The parts that add up to the metric; the strongest features; what removing each of these does."""
+    listed = [one.contribution for one in split.features]
+    parts = {
+        "all features": _sum_of([*listed, split.other_features]),
         "b_dec": split.b_dec,
         "error ε": split.error,
         "over the norm": split.over_norm,
         "outside the site": _outside(split),
     }
-    others = {name: part for name, part in others.items() if name != "over the norm" or part.mean}
-    values, errors = scalars([*(one.contribution for one in shown), *others.values()])
-    names = (*(numbered_feature(one.index) for one in shown), *others)
-    heading = f"{split.site} {split.layer} by {split.sae}: {len(shown)} of {split.active} features that fire"
-    bars = Bars(names, values, "contribution (logits)", errors, heading)
-    if not shown:
-        return (bars,)
-    check = Scatter(
+    where = f"{split.site} {split.layer}, by {split.sae}"
+    panels: list[Panel] = [_bars(parts, f"the parts of {where}")]
+    if listed:
+        shown = split.features[:_SHOWN]
+        bars = {name_among_others(split.promoted_logits, one.index): one.contribution for one in shown}
+        bars["other features"] = _sum_of([*listed[_SHOWN:], split.other_features])
+        panels += [_bars(bars, f"the {len(shown)} strongest of {split.active} features that fire"), _check(split)]
+    return tuple(panels)
+
+
+def _bars(parts: dict[str, ScalarStatistic], heading: str) -> Bars:
+    values, errors = scalars([*parts.values()])
+    return Bars(tuple(parts), values, "contribution (logits)", errors, heading)
+
+
+def _check(split: FeatureSplit) -> Scatter:
+    shown = split.features[:_SHOWN]
+    return Scatter(
         exact=-np.array([one.removed.mean for one in shown], dtype=np.float32),
         estimated=np.array([one.contribution.mean for one in shown], dtype=np.float32),
         strongest=(True,) * len(shown),
         value_name="contribution",
         title="the check: each feature removed, the norm at its own scale",
     )
-    return (bars, check)
 
 
 def _outside(split: FeatureSplit) -> ScalarStatistic:

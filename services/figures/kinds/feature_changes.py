@@ -10,7 +10,7 @@ from services.contracts.feature_site import ChosenFeature
 from services.contracts.tensor import Estimate
 from services.figures.bars import Bars
 from services.figures.heatmap import Heatmap
-from services.figures.kinds.feature_names import numbered_feature
+from services.figures.kinds.feature_names import name_among_others
 from services.figures.kinds.patching import baselines_of, bold, differing
 from services.figures.kinds.reading import array, error, not_reported, notes, number, of_all, pick, title
 from services.figures.kinds.sweep import position_names
@@ -42,7 +42,7 @@ def feature_patching_picture(result: FeaturePatchingResult, example: int | None)
     prompts = [prompt for pair in pairs for prompt in (pair.tokens.clean, pair.tokens.corrupted)]
     marked = differing(pairs, result.positions)
     panels = _panels(
-        result.features,
+        _names(result),
         shown,
         above,
         "normalized effect" if normalized else _EFFECT,
@@ -72,9 +72,9 @@ def feature_ablation_picture(result: FeatureAblationResult, example: int | None)
         if every
         else (_own(examples[0].effects, example, "per_example"), examples[0].estimated)
     )
-    names = () if result.positions is None else position_names([one.tokens for one in examples], result.positions)
+    tokens = () if result.positions is None else position_names([one.tokens for one in examples], result.positions)
     above = {"all features": result.together.effects} if every else {}
-    panels = _panels(result.features, shown, above, _EFFECT, names)
+    panels = _panels(_names(result), shown, above, _EFFECT, tokens)
     baseline = float(np.mean([one.baseline for one in examples]))
     over = {None: "", "position": "mean at each position", "all": "mean over all positions"}[result.over]
     where = f"{result.site} {result.layer}"
@@ -91,6 +91,10 @@ def feature_ablation_picture(result: FeatureAblationResult, example: int | None)
     )
 
 
+def _names(result: FeaturePatchingResult | FeatureAblationResult) -> tuple[str, ...]:
+    return tuple(name_among_others(result.promoted_logits, feature.index) for feature in result.features)
+
+
 def _own(effects: Estimate | None, example: int | None, flag: str) -> Estimate:
     if effects is None:
         raise not_reported(example or 0, flag)
@@ -98,7 +102,7 @@ def _own(effects: Estimate | None, example: int | None, flag: str) -> Estimate:
 
 
 def _panels(
-    features: Sequence[ChosenFeature],
+    names: Sequence[str],
     estimate: Estimate,
     above: dict[str, Estimate],
     meaning: str,
@@ -107,10 +111,10 @@ def _panels(
     marked: frozenset[int] = frozenset(),
 ) -> tuple[Panel, ...]:
     """The parts, then the features, in the result's order; whatever their number, as many as can be read."""
-    rows = [*above, *(numbered_feature(feature.index) for feature in features)][:_SHOWN]
+    rows = [*above, *names][:_SHOWN]
     values = np.concatenate([*(array(part)[None] for part in above.values()), array(estimate)])[:_SHOWN]
-    left_out = len(above) + len(features) - len(rows)
-    heading = f"the first {len(rows) - len(above)} of {len(features)} features" if left_out else ""
+    left_out = len(above) + len(names) - len(rows)
+    heading = f"the first {len(rows) - len(above)} of {len(names)} features" if left_out else ""
     if positions:
         return (
             Heatmap(

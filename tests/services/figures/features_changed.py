@@ -8,12 +8,14 @@ from services.contracts.direct_logit_terms import DirectLogitTerms
 from services.contracts.feature_ablation import AllFeatures, FeatureAblatedExample, FeatureAblationResult
 from services.contracts.feature_patching import FeaturePatchedPair, FeaturePatchingResult, PartEffect, PatchedParts
 from services.contracts.feature_site import ChosenFeature, EstimateCheck
+from services.contracts.features import FeatureEffect, PromotedToken
 from services.contracts.result import Baselines, PairTokens, SaeProvenance
 from services.contracts.site import SiteName
 from services.contracts.tensor import Estimate, InlineTensor, ScalarStatistic
 from tests.services.figures.samples import CLEAN, CORRUPTED, about, estimate, ramp, tokens
 
 SAE = SaeProvenance(id="tiny-sae", sha256="2" * 64)
+_PARIS = PromotedToken(token_id=1, token=" Paris", logit=1.0)
 CHOSEN = (ChosenFeature(index=7, chosen="given"), *(ChosenFeature(index=index, chosen="top") for index in (42, 3)))
 
 
@@ -46,6 +48,7 @@ def patching(
         estimated=estimate(values * 6, dims, count) if slope else None,
         parts=PatchedParts(features=part, error=part, both=part),
         check=EstimateCheck(rank_correlation=0.9, largest_error=0.25) if slope else None,
+        promoted_logits=(FeatureEffect(index=42, promoted=(_PARIS,), suppressed=()),),
         **about("feature_patching", SAE),
     )
 

@@ -156,14 +156,14 @@ def test_patched_features_stand_below_the_parts_of_their_site() -> None:
     picture = drawn(features_changed.patching())
     shown = texts(part(picture, "panel-0"))
     names = [text for text in shown if text.startswith(("feature ", "all features", "error", "both"))]
-    assert names == ["all features", "error ε", "both", "feature 7", "feature 42", "feature 3"]
+    assert names == ["all features", "error ε", "both", "feature 7", "feature 42  ␣Paris", "feature 3"]
     assert "normalized effect" in shown
     assert {"named", "strongest", "exact effect"} <= set(texts(part(picture, "panel-1")))
 
 
 def test_features_by_position_are_a_map_with_the_tokens() -> None:
     shown = texts(part(drawn(features_changed.patching(by_position=True)), "panel-0"))
-    assert {"feature 42", "error ε", "When", "␣John/␣Mary"} <= set(shown)
+    assert {"feature 42  ␣Paris", "error ε", "When", "␣John/␣Mary"} <= set(shown)
     assert {"feature 42", "all features", "When"} <= set(texts(drawn(features_changed.ablation(by_position=True))))
 
 
@@ -182,9 +182,10 @@ def test_one_pair_of_many_shows_its_own_features() -> None:
 
 def test_direct_logit_attribution_shows_the_features_beside_the_rest_of_their_site() -> None:
     shown = texts(drawn(attributions.direct_logit_of_features()))
-    assert {"feature 7", "other features", "b_dec", "error ε", "outside the site"} <= set(shown)
-    assert "over the norm" not in shown
-    assert "over the norm" in texts(drawn(attributions.direct_logit_of_features(listed=False)))
+    assert {"feature 7", "other features", "all features", "b_dec", "error ε", "outside the site"} <= set(shown)
+    over = texts(drawn(attributions.direct_logit_of_features(listed=False)))
+    assert "over the norm" in over
+    assert "other features" not in over
 
 
 def test_features_are_told_by_the_tokens_that_they_promote() -> None:

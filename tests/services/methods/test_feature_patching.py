@@ -13,6 +13,7 @@ from services.contracts.feature_patching import FeaturePatchingResult
 from services.contracts.tensor import Statistic
 from services.engine.engine import Engine
 from services.methods.context import SaeInUse
+from tests.brute_force import Reference
 from tests.services.methods.attribution_patching import PAIR, array
 from tests.services.methods.conftest import SPEC, Laboratory
 from tests.services.methods.feature_reference import FEATURES, Plain, made, served
@@ -140,6 +141,17 @@ def test_features_given_come_first_and_are_not_chosen_again(laboratory: Laborato
     alone = run(laboratory, engine, used, body(features=given, top_k=None))
     assert [feature.index for feature in alone.features] == given
     np.testing.assert_allclose(array(alone.effects), array(result.effects)[:2], atol=1e-6)
+
+
+def test_features_come_with_the_tokens_that_they_promote(laboratory: Laboratory, engine: Engine) -> None:
+    used = made()
+    result = run(laboratory, engine, used, body(features=[4, 2], top_k=0, promoted_logits=3))
+    model = Reference(laboratory.folder("tiny-llama")).model
+    for effect, index in zip(result.promoted_logits, (4, 2), strict=True):
+        logits = model.get_output_embeddings().weight @ (used.sae.W_dec[index].double() * model.model.norm.weight)
+        assert effect.index == index
+        assert [token.token_id for token in effect.promoted] == logits.topk(3).indices.tolist()
+    assert run(laboratory, engine, used, body(features=[4], top_k=0, promoted_logits=0)).promoted_logits == ()
 
 
 def test_a_feature_that_does_not_fire_has_no_effect(laboratory: Laboratory, engine: Engine) -> None:
