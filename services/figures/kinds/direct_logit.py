@@ -94,9 +94,8 @@ def _splits(outcome: DirectLogitOutcome) -> tuple[tuple[Panel, ...], ...]:
         panels.append(_by_source(array(outcome.by_source), tokens))
     if outcome.neurons:
         panels.append(_neurons(outcome.neurons))
-    if outcome.split is not None:
-        panels += split_panels(outcome.split)
-    return grid(panels, _IN_A_ROW)
+    features = () if outcome.split is None else (split_panels(outcome.split),)
+    return (*grid(panels, _IN_A_ROW), *features)
 
 
 def _by_position(terms: DirectLogitTerms, tokens: tuple[str, ...]) -> tuple[Heatmap, Heatmap]:
