@@ -44,11 +44,13 @@ def exact_effects(
     context: MethodContext,
     *,
     by_position: bool = False,
+    rows_at_once: int = ROWS_AT_ONCE,
 ) -> Float64[np.ndarray, "subject part *position"]:
     """In the metric's units. By position the last axis is the asked ones, as many for every subject."""
     positions = (len(changes[0][0].asked),) if by_position else ()
     effects = np.zeros((len(changes), len(parts), *positions))
-    for group in _groups(_cells(changes, parts, in_use, by_position=by_position), changes, context.model.facts):
+    cells = _cells(changes, parts, in_use, by_position=by_position)
+    for group in _groups(cells, changes, context.model.facts, rows_at_once):
         numbers = sorted({cell.subject for cell in group})
         unpatched = [_row(changes[number][0]) for number in numbers]  # so that the planner grows the others on it
         outcomes = context.run([*unpatched, *(cell.row for cell in group)])
@@ -105,14 +107,14 @@ def _row(subject: Subject, interventions: tuple[Intervention, ...] = ()) -> Row:
 
 
 def _groups(
-    cells: Iterator[_Cell], changes: Sequence[tuple[Subject, Change]], facts: ModelFacts
+    cells: Iterator[_Cell], changes: Sequence[tuple[Subject, Change]], facts: ModelFacts, rows_at_once: int
 ) -> Iterator[list[_Cell]]:
     width = 4 * facts.layers * (2 * facts.d_model + (facts.heads + 2 * facts.kv_heads) * facts.d_head)
     group: list[_Cell] = []
     taken, last = 0, -1
     for cell in cells:
         run = 0 if cell.subject == last else width * len(changes[cell.subject][0].base.ids)
-        if group and (taken + cell.nbytes + run > BYTES_AT_ONCE or len(group) == ROWS_AT_ONCE):
+        if group and (taken + cell.nbytes + run > BYTES_AT_ONCE or len(group) == rows_at_once):
             yield group
             group, taken = [], 0
         group.append(cell)
