@@ -37,7 +37,6 @@ class FeatureChoice(Request):
     by_position: Annotated[
         bool, Field(description="Change features at one position a run, instead of at all positions together.")
     ] = False
-
     promoted_logits: PromotedLogits = 5
 
     def top_features(self) -> int:
