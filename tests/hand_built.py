@@ -48,7 +48,7 @@ LOGIT = 10.0
 IDLE_SCALE = 0.3
 
 
-class _Directions:
+class Directions:
     """Orthonormal directions of mean zero, [n, d_model] each: rows of a cosine transform."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ def build_hand_built(folder: Path) -> Path:
         tie_word_embeddings=False,
     )
     model = gpt2.GPT2LMHeadModel(config)
-    directions = _Directions()
+    directions = Directions()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -93,7 +93,7 @@ def prepare_hand_built(root: Path, home: Path) -> ModelFacts:
     return prepare_model(ModelEntry(id="hand-built", name="hand-built", revision="1", source=source), root, home)
 
 
-def _write_embeddings(model: gpt2.GPT2LMHeadModel, directions: _Directions) -> None:
+def _write_embeddings(model: gpt2.GPT2LMHeadModel, directions: Directions) -> None:
     body = model.transformer
     body.wte.weight.copy_(directions.token)
     body.wte.weight[0] = directions.beginning[0]
@@ -103,7 +103,7 @@ def _write_embeddings(model: gpt2.GPT2LMHeadModel, directions: _Directions) -> N
         norm.weight.fill_(CONSTANT / D_MODEL**0.5)
 
 
-def _write_idle_parts(model: gpt2.GPT2LMHeadModel, directions: _Directions, generator: torch.Generator) -> None:
+def _write_idle_parts(model: gpt2.GPT2LMHeadModel, directions: Directions, generator: torch.Generator) -> None:
     """Random attention and MLPs, which read the residual stream and write only into `idle`."""
 
     def noise(*shape: int) -> Tensor:
@@ -130,14 +130,14 @@ class _Head:
     score: float
 
 
-def _previous_token_head(directions: _Directions) -> _Head:
+def _previous_token_head(directions: Directions) -> _Head:
     """Position i asks for position i − 1; what is found is moved from `token` to `previous`."""
     query = torch.zeros(D_HEAD, D_MODEL, dtype=torch.float64)
     query[: CONTEXT - 1] = directions.position[1:]
     return _Head(query, directions.position, directions.token, directions.previous, PREVIOUS_SCORE)
 
 
-def _induction_head(directions: _Directions) -> _Head:
+def _induction_head(directions: Directions) -> _Head:
     """Token t asks for positions whose `previous` is t; everyone asks less strongly for BOS, by a bias of the query."""
     query, key = torch.zeros(2, D_HEAD, D_MODEL, dtype=torch.float64)
     query[:VOCABULARY], key[:VOCABULARY] = directions.token, directions.previous

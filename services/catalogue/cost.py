@@ -41,11 +41,11 @@ def estimate(spec: JobSpec, inputs: Inputs, model: ModelFacts, sae: SaeFacts | N
     """The cost of a job whose inputs have been read."""
     match spec:
         case PatchingSpec():
-            return patching_cost(spec, inputs, model)
+            return patching_cost(spec, inputs, model, sae)
         case AttributionSpec():
             return attribution_cost(spec, inputs, model, sae)
         case AblationSpec():
-            return ablation_cost(spec, inputs, model)
+            return ablation_cost(spec, inputs, model, sae)
         case InterventionSpec():
             return intervention_cost(spec, inputs, model)
         case GenerationSpec():

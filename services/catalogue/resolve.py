@@ -124,12 +124,12 @@ def _open_reader(spec: JobSpec, catalogue: Catalogue) -> PromptReader:
     reader.refuse_all(spec.violations(facts))
     if sae is not None:
         reader.refuse_all(spec.sae_violations(sae))
-        reader.refuse_all(_unfit(sae, facts, spec.sae_pointer()))
+        reader.refuse_all(_unfit(sae, facts, spec.sae_pointer(), write=spec.writes_features()))
     return reader
 
 
-def _unfit(sae: SaeFacts, facts: ModelFacts, pointer: str) -> Iterator[Violation]:
-    """An SAE of another model, or whose width or place is not the model's."""
+def _unfit(sae: SaeFacts, facts: ModelFacts, pointer: str, *, write: bool) -> Iterator[Violation]:
+    """An SAE of another model, or whose width or place is not the model's; `write` for features that change."""
     if sae.model != facts.id:
         message = f"{sae.id} was trained on {sae.model}, not on {facts.id}"
         yield Violation(pointer, ErrorCode.SAE_MISMATCH, message)
@@ -146,7 +146,7 @@ def _unfit(sae: SaeFacts, facts: ModelFacts, pointer: str) -> Iterator[Violation
         message = f"{sae.id} writes layer {sae.output.layer}, {layers}"
     if message:
         yield Violation(pointer, ErrorCode.SAE_MISMATCH, f"{message}: it was made for another model")
-    yield from site_violations(sae.site, facts, pointer, write=False)
+    yield from site_violations(sae.site, facts, pointer, write=write)
     if sae.output is not None:
         yield from site_violations(sae.output.site, facts, pointer, write=False)
 

@@ -6,22 +6,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from services.contracts.base import Contract, Position
+from services.contracts.base import CatalogueId, Contract, Position
 from services.contracts.errors import ErrorCode, Violation
+from services.contracts.feature_ablation import FeatureAblation
 from services.contracts.inputs import Inputs
 from services.contracts.metric import LogitDiff, Metric
 from services.contracts.model import ModelFacts
 from services.contracts.prompt import Example, Prompt
+from services.contracts.references import Over, References, averaged_over, over_violations
 from services.contracts.result import PromptTokens, Result
+from services.contracts.sae import SaeFacts
 from services.contracts.site import HEAD_SITES, SiteName
 from services.contracts.spec import Asked, Spec
 from services.contracts.sweep import Sweep
 from services.contracts.tensor import Estimate
 
-References = Annotated[
-    tuple[Prompt, ...],
-    Field(min_length=1, max_length=1_000, description="Prompts whose activations stand in for what is ablated."),
-]
 _ATTENTION_SITES = ("attn_scores", "pattern")
 
 
@@ -39,6 +38,10 @@ class AblationSweep(Sweep):
 
     def swept_positions(self, length: int) -> tuple[int | str, ...] | None:
         return None if self.at_once else super().swept_positions(length)
+
+    def further_prompts(self) -> tuple[Prompt, ...]:
+        """The prompts at `/method/references`."""
+        return ()
 
     def input_violations(self, inputs: Inputs) -> Iterator[Violation]:
         """Positions that some example lacks, and a sweep over every position of examples of different lengths."""
@@ -75,6 +78,9 @@ class ZeroAblation(AblationSweep):
 class _FromReferences(AblationSweep):
     references: References
 
+    def further_prompts(self) -> tuple[Prompt, ...]:
+        return self.references
+
     def violations(self, facts: ModelFacts, pointer: str) -> Iterator[Violation]:
         if self.site in _ATTENTION_SITES:
             message = f"{self.site} is as wide as its prompt, so other prompts' does not fit: ablate z, or q, k and v"
@@ -90,30 +96,15 @@ class MeanAblation(_FromReferences):
     """
 
     type: Literal["mean_ablation"]
-    over: Literal["position", "all"] | None = None
+    over: Over | None = None
 
-    def averaged_over(self, inputs: Inputs) -> Literal["position", "all"]:
+    def averaged_over(self, inputs: Inputs) -> Over:
         """What `over` is for these inputs."""
-        return self.over or ("all" if self._unlike(inputs) else "position")
+        return averaged_over(self.over, inputs)
 
     def input_violations(self, inputs: Inputs) -> Iterator[Violation]:
         yield from super().input_violations(inputs)
-        for index, found, expected in self._unlike(inputs) if self.over == "position" else ():
-            message = (
-                f"the reference has {found} tokens and an example {expected}, so their positions do not correspond: "
-                "give references as long as the examples, or average over all positions"
-            )
-            yield Violation(f"/method/references/{index}", ErrorCode.UNEQUAL_LENGTHS, message)
-
-    @staticmethod
-    def _unlike(inputs: Inputs) -> list[tuple[int, int, int]]:
-        """References that are not as long as every example: index, own length, the other."""
-        lengths = {len(example.prompt.ids) for example in inputs.examples}
-        return [
-            (index, len(reference.ids), other)
-            for index, reference in enumerate(inputs.references)
-            if (other := next((length for length in lengths if length != len(reference.ids)), None)) is not None
-        ]
+        yield from over_violations(self.over, inputs)
 
 
 class ResampleAblation(_FromReferences):
@@ -138,7 +129,10 @@ class ResampleAblation(_FromReferences):
         )
 
 
-AblationMethod = Annotated[ZeroAblation | MeanAblation | ResampleAblation, Field(discriminator="type")]
+SweptAblation = ZeroAblation | MeanAblation | ResampleAblation
+AblationMethod = Annotated[
+    ZeroAblation | MeanAblation | ResampleAblation | FeatureAblation, Field(discriminator="type")
+]
 
 
 class AblationSpec(Spec):
@@ -149,15 +143,30 @@ class AblationSpec(Spec):
     per_example: Annotated[bool, Field(description="Also report every example's own effects.")] = False
 
     def asked(self) -> Asked:
-        references = () if isinstance(self.method, ZeroAblation) else self.method.references
+        references = enumerate(self.method.further_prompts())
         return Asked(
             examples=self.examples,
-            references={f"/method/references/{index}": prompt for index, prompt in enumerate(references)},
+            references={f"/method/references/{index}": prompt for index, prompt in references},
             metric=self.metric,
         )
 
+    def sae_id(self) -> CatalogueId | None:
+        return self.method.sae if isinstance(self.method, FeatureAblation) else None
+
+    def sae_pointer(self) -> str:
+        return "/method/sae"
+
+    def writes_features(self) -> bool:
+        return isinstance(self.method, FeatureAblation)
+
+    def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
+        if isinstance(self.method, FeatureAblation):
+            yield from self.method.sae_violations(sae)
+
     def violations(self, facts: ModelFacts) -> Iterator[Violation]:
         """What this model cannot do: layers and heads that do not exist, a site it lacks or that cannot be ablated."""
+        if isinstance(self.method, FeatureAblation):
+            yield from self.method.metric_violations(self.metric)
         yield from self.method.violations(facts, "/method")
 
     def input_violations(self, inputs: Inputs) -> Iterator[Violation]:
@@ -171,7 +180,8 @@ class AblatedExample(Contract):
 
 
 class AblationResult(Result):
-    """`effects` = m(ablated) − m(whole) in the metric's units, over the samples of a resample ablation their mean.
+    """Of a swept site. `effects` = m(ablated) − m(whole) in the metric's units, over the samples of a resample ablation
+    their mean.
 
     `layers`, `heads` and `positions` label the axes named in `dims`.
     """
@@ -182,7 +192,7 @@ class AblationResult(Result):
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
-    over: Annotated[Literal["position", "all"] | None, Field(description="What a mean ablation averaged over.")] = None
+    over: Annotated[Over | None, Field(description="What a mean ablation averaged over.")] = None
     seed: int | None = None
     examples: tuple[AblatedExample, ...]
     effects: Estimate

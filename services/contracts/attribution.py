@@ -60,6 +60,9 @@ class AttributionSpec(Spec):
     def sae_pointer(self) -> str:
         return "/method/sae"
 
+    def writes_features(self) -> bool:
+        return self.method.writes_features()
+
     def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
         yield from self.method.sae_violations(sae)
 

@@ -21,6 +21,10 @@ class AttributionMethodBase(Request):
         """The SAE that it needs, named at `/method/sae`."""
         return None
 
+    def writes_features(self) -> bool:
+        """Whether it changes the activation that its SAE reads."""
+        return False
+
     def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
         """What its SAE cannot do."""
         del sae

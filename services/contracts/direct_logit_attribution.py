@@ -6,15 +6,21 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from services.contracts.attribution_method import AttributionMethodBase
-from services.contracts.base import Contract
+from services.contracts.base import CatalogueId, Contract
+from services.contracts.direct_logit_features import FeatureSplit
+from services.contracts.direct_logit_terms import DirectLogitTerms
 from services.contracts.errors import ErrorCode, Violation
+from services.contracts.feature_site import PromotedLogits, TopFeatures, sae_violations
 from services.contracts.inputs import Inputs
 from services.contracts.metric import Logit, LogitDiff, Metric
 from services.contracts.model import ModelFacts
 from services.contracts.place import site_violations
 from services.contracts.result import PromptTokens
+from services.contracts.sae import SaeFacts
 from services.contracts.site import SiteName
 from services.contracts.tensor import Estimate, ScalarStatistic
+
+_IN_THE_STREAM = (SiteName.RESID_PRE, SiteName.RESID_MID, SiteName.RESID_POST, SiteName.ATTN_OUT, SiteName.MLP_OUT)
 
 
 class DirectLogitAttribution(AttributionMethodBase):
@@ -30,6 +36,24 @@ class DirectLogitAttribution(AttributionMethodBase):
     neurons: Annotated[
         int, Field(ge=0, le=100, description="How many of the strongest MLP neurons to list; 0 for none.")
     ] = 0
+    sae: Annotated[
+        CatalogueId | None,
+        Field(description="Also the terms of this SAE's features, in the place of what its site holds."),
+    ] = None
+    top_k: Annotated[TopFeatures, Field(description="How many of the SAE's strongest features to list.")] = 20
+    promoted_logits: PromotedLogits = 5
+
+    def sae_id(self) -> CatalogueId | None:
+        return self.sae
+
+    def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
+        yield from sae_violations(sae, "/method/sae")
+        if sae.site not in _IN_THE_STREAM:
+            message = (
+                f"{sae.id} reads {sae.site}, which reaches the residual stream through weights of its own: take an SAE "
+                f"of {', '.join(_IN_THE_STREAM)}, or feature_attribution"
+            )
+            yield Violation("/method/sae", ErrorCode.SAE_MISMATCH, message)
 
     def violations(self, facts: ModelFacts) -> Iterator[Violation]:
         """Splits that need sites this model does not show."""
@@ -59,20 +83,6 @@ class DirectLogitAttribution(AttributionMethodBase):
             yield Violation("/metric/type", ErrorCode.UNSUPPORTED_METRIC, message)
 
 
-class DirectLogitTerms(Contract):
-    """Logits (before any soft cap) that each part writes in the metric's direction.
-
-    They add up to the metric: embedding + Σ heads + Σ attention_bias + Σ mlps + final_norm_bias + unembedding_bias.
-    """
-
-    embedding: Estimate
-    heads: Estimate
-    attention_bias: Estimate
-    mlps: Annotated[Estimate, Field(description="Zeros in a model of attention alone.")]
-    final_norm_bias: Estimate
-    unembedding_bias: Estimate
-
-
 class AttributedExample(Contract):
     tokens: PromptTokens
     metric: float
@@ -97,7 +107,8 @@ class DirectLogitOutcome(Contract):
     the final norm's scale there, adding up to that position's own logits.
 
     `by_source` [layer, head, source] splits each head's term over source tokens: pattern · v · W_O, v with its bias, so
-    that the sources add up to the head's term. `neurons` are those of largest |mean|, largest first.
+    that the sources add up to the head's term. `neurons` are those of largest |mean|, largest first. `split` has the
+    features of the SAE that was named.
     """
 
     type: Literal["direct_logit_attribution"] = "direct_logit_attribution"
@@ -106,3 +117,4 @@ class DirectLogitOutcome(Contract):
     by_position: DirectLogitTerms | None = None
     by_source: Estimate | None = None
     neurons: tuple[NeuronContribution, ...] = ()
+    split: FeatureSplit | None = None

@@ -12,8 +12,8 @@ from services.contracts.errors import ErrorCode, Violation
 from services.contracts.feature_site import (
     TopFeatures,
     example_position_violations,
+    pair_position_violations,
     sae_violations,
-    same_position_violations,
 )
 from services.contracts.inputs import Inputs
 from services.contracts.metric import Metric
@@ -22,7 +22,7 @@ from services.contracts.quadrature import Quadrature, Steps
 from services.contracts.result import PromptTokens
 from services.contracts.sae import SaeFacts
 from services.contracts.site import SiteName
-from services.contracts.sweep import SweptPosition, index_of, position_violations
+from services.contracts.sweep import SweptPosition
 from services.contracts.tensor import Estimate, ScalarStatistic
 
 
@@ -58,6 +58,9 @@ class FeatureAttribution(AttributionMethodBase):
     def sae_id(self) -> CatalogueId | None:
         return self.sae
 
+    def writes_features(self) -> bool:
+        return True
+
     def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
         yield from sae_violations(sae, "/method/sae")
 
@@ -74,23 +77,8 @@ class FeatureAttribution(AttributionMethodBase):
             yield Violation("/method/steps", ErrorCode.INVALID_REQUEST, message)
 
     def input_violations(self, inputs: Inputs) -> Iterator[Violation]:
-        pointer = "/method/positions"
-        if inputs.pairs:
-            found = list(position_violations(self.positions, inputs.pairs, pointer, every=self.by_position))
-            yield from found
-            for pair in inputs.pairs if self.positions and not found else ():
-                indices = [index_of(position, pair) for position in self.positions or ()]
-                yield from same_position_violations(indices, [len(pair.clean.ids)], pointer)
-            return
-        given = self.positions or ()
-        found = list(example_position_violations(given, inputs, pointer))
-        yield from found
-        lengths = [len(example.prompt.ids) for example in inputs.examples]
-        if not found:
-            yield from same_position_violations([at for at in given if isinstance(at, int)], lengths, pointer)
-        if self.by_position and self.positions is None and len(set(lengths)) > 1:
-            message = "the examples have different lengths, so their positions do not correspond: list `positions`"
-            yield Violation(pointer, ErrorCode.UNEQUAL_LENGTHS, message)
+        found = pair_position_violations if inputs.pairs else example_position_violations
+        yield from found(self.positions, inputs, "/method/positions", by_position=self.by_position)
 
 
 class AttributedFeature(Contract):

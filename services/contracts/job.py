@@ -14,6 +14,8 @@ from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.base import Contract
 from services.contracts.direction import DirectionResult, DirectionSpec
 from services.contracts.errors import ErrorCode
+from services.contracts.feature_ablation import FeatureAblationResult
+from services.contracts.feature_patching import FeaturePatchingResult
 from services.contracts.features import FeaturesResult, FeaturesSpec
 from services.contracts.generation import GenerationResult, GenerationSpec, NewTokens
 from services.contracts.intervention import InterventionResult, InterventionSpec
@@ -38,16 +40,22 @@ JobSpec = TypeAliasType(
         Field(discriminator="kind"),
     ],
 )
+AnyPatchingResult = TypeAliasType(
+    "AnyPatchingResult", Annotated[PatchingResult | FeaturePatchingResult, Field(discriminator="method")]
+)
+AnyAblationResult = TypeAliasType(
+    "AnyAblationResult", Annotated[AblationResult | FeatureAblationResult, Field(discriminator="method")]
+)
 JobResult = TypeAliasType(
     "JobResult",
     Annotated[
-        PatchingResult
+        AnyPatchingResult
         | AttributionResult
         | FeaturesResult
         | ActivationsResult
         | InterventionResult
         | LogitLensResult
-        | AblationResult
+        | AnyAblationResult
         | AttentionResult
         | SaeEvaluationResult
         | GenerationResult

@@ -5,14 +5,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from services.contracts.base import Contract
+from services.contracts.base import CatalogueId, Contract
 from services.contracts.errors import Violation
+from services.contracts.feature_patching import FeaturePatching
 from services.contracts.inputs import Inputs
 from services.contracts.metric import LogitDiff, Metric
 from services.contracts.model import ModelFacts
 from services.contracts.path_patching import PathPatching
 from services.contracts.prompt import Pair
 from services.contracts.result import Baselines, PairTokens, Result
+from services.contracts.sae import SaeFacts
 from services.contracts.site import HEAD_SITES, SiteName
 from services.contracts.spec import Asked, Spec
 from services.contracts.sweep import Sweep, position_violations
@@ -36,7 +38,7 @@ class ActivationPatching(Sweep):
 
 class PatchingSpec(Spec):
     kind: Literal["patching"]
-    method: Annotated[ActivationPatching | PathPatching, Field(discriminator="type")]
+    method: Annotated[ActivationPatching | PathPatching | FeaturePatching, Field(discriminator="type")]
     pairs: Annotated[tuple[Pair, ...], Field(min_length=1, max_length=1_000)]
     metric: Metric = LogitDiff()
     per_pair: Annotated[bool, Field(description="Also report every pair's own effects.")] = False
@@ -44,8 +46,23 @@ class PatchingSpec(Spec):
     def asked(self) -> Asked:
         return Asked(pairs=self.pairs, metric=self.metric)
 
+    def sae_id(self) -> CatalogueId | None:
+        return self.method.sae if isinstance(self.method, FeaturePatching) else None
+
+    def sae_pointer(self) -> str:
+        return "/method/sae"
+
+    def writes_features(self) -> bool:
+        return isinstance(self.method, FeaturePatching)
+
+    def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
+        if isinstance(self.method, FeaturePatching):
+            yield from self.method.sae_violations(sae)
+
     def violations(self, facts: ModelFacts) -> Iterator[Violation]:
         """What this model cannot do: parts that do not exist, a site it lacks."""
+        if isinstance(self.method, FeaturePatching):
+            yield from self.method.metric_violations(self.metric)
         yield from self.method.violations(facts, "/method")
 
     def input_violations(self, inputs: Inputs) -> Iterator[Violation]:
@@ -60,7 +77,8 @@ class PatchedPair(Contract):
 
 
 class PatchingResult(Result):
-    """`effects` = m(patched) − m(unpatched) in the metric's units; `normalized` = effect / (m(other) − m(unpatched)).
+    """Of activation and path patching. `effects` = m(patched) − m(unpatched) in the metric's units; `normalized` =
+    effect / (m(other) − m(unpatched)).
 
     `layers`, `heads`, `senders` and `positions` label the axes named in `dims`. `site`, `layers` and `heads` are of
     activation patching, `senders` and `receivers` of path patching.

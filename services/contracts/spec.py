@@ -67,6 +67,10 @@ class Spec(Request):
         """Where in the body it names its SAE."""
         return "/sae"
 
+    def writes_features(self) -> bool:
+        """Whether it changes the activation that its SAE reads."""
+        return False
+
     def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
         """What its SAE cannot do, or does not have."""
         del sae

@@ -15,13 +15,15 @@ _SIDE = 2.4
 
 @dataclass(frozen=True, eq=False)
 class Scatter:
-    """`exact` across, `estimated` upwards; `strongest` marks the cells chosen for their size, the others at random."""
+    """`exact` across, `estimated` upwards; `strongest` marks the cells chosen for their size, `others` says how the
+    others were."""
 
     exact: FloatArray
     estimated: FloatArray
     strongest: tuple[bool, ...]
     value_name: str
     title: str = ""
+    others: str = "sampled"
 
     @property
     def cells(self) -> int:
@@ -33,7 +35,7 @@ class Scatter:
 
     def draw(self, axes: Axes) -> None:
         chosen = np.array(self.strongest, dtype=bool)
-        for mask, colour, marker, name in ((chosen, POSITIVE, "o", "strongest"), (~chosen, NEUTRAL, "x", "sampled")):
+        for mask, colour, marker, name in ((chosen, POSITIVE, "o", "strongest"), (~chosen, NEUTRAL, "x", self.others)):
             if mask.any():
                 axes.scatter(self.exact[mask], self.estimated[mask], s=14, c=colour, marker=marker, label=name)
         both = np.concatenate([self.exact, self.estimated, np.zeros(1, dtype=np.float32)])
@@ -41,6 +43,7 @@ class Scatter:
         margin = 0.08 * (float(np.ptp(both)) or 1.0)
         low, high = float(both.min()) - margin, float(both.max()) + margin
         axes.plot([low, high], [low, high], color="black", linewidth=0.6, linestyle="--", label="equal")
+        axes.locator_params(nbins=5)
         axes.set_xlim(low, high)
         axes.set_ylim(low, high)
         axes.set_xlabel(f"exact {self.value_name}")

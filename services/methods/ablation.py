@@ -17,11 +17,11 @@ from jaxtyping import Float64
 
 from services.contracts.ablation import (
     AblatedExample,
-    AblationMethod,
     AblationResult,
     AblationSpec,
     MeanAblation,
     ResampleAblation,
+    SweptAblation,
     ZeroAblation,
 )
 from services.contracts.inputs import TokenizedExample
@@ -64,11 +64,11 @@ class _Work:
     replacements: Sequence[Replacement | Zero]
 
 
-def run(spec: AblationSpec, context: MethodContext) -> AblationResult:
+def run(spec: AblationSpec, method: SweptAblation, context: MethodContext) -> AblationResult:
     """Ablate every cell of every example. Effects are in the metric's units; negative means that the metric fell."""
-    method, examples = spec.method, context.inputs.examples
+    examples = context.inputs.examples
     sweep = sweep_of(method, context.model.facts, len(examples[0].prompt.ids))
-    works = _works(spec, sweep, context)
+    works = _works(spec, method, sweep, context)
     at_once = max(1, ROWS_AT_ONCE // (sweep.size * _samples(method) + 1))
     ablated: list[_Ablated] = []
     while together := list(islice(works, at_once)):
@@ -96,18 +96,18 @@ def run(spec: AblationSpec, context: MethodContext) -> AblationResult:
     )
 
 
-def _samples(method: AblationMethod) -> int:
+def _samples(method: SweptAblation) -> int:
     return method.samples if isinstance(method, ResampleAblation) else 1
 
 
-def _works(spec: AblationSpec, sweep: Sweep, context: MethodContext) -> Iterator[_Work]:
+def _works(spec: AblationSpec, method: SweptAblation, sweep: Sweep, context: MethodContext) -> Iterator[_Work]:
     """The examples in order, with their replacements; references are run as they are needed."""
-    for example, replacements in zip(context.inputs.examples, _replacements(spec.method, sweep, context), strict=True):
+    for example, replacements in zip(context.inputs.examples, _replacements(method, sweep, context), strict=True):
         yield _Work(example, measure(spec.metric, example, context.inputs), replacements)
 
 
 def _replacements(
-    method: AblationMethod, sweep: Sweep, context: MethodContext
+    method: SweptAblation, sweep: Sweep, context: MethodContext
 ) -> Iterator[Sequence[Replacement | Zero]]:
     layers = sweep.layers or (None,)
     examples = len(context.inputs.examples)
@@ -167,7 +167,7 @@ def _gathered(reference: ByLayer, length: int, generator: random.Random) -> Repl
     return Replacement({layer: activation[chosen] for layer, activation in reference.items()}, aligned=True)
 
 
-def _ablate(works: list[_Work], sweep: Sweep, method: AblationMethod, context: MethodContext) -> list[_Ablated]:
+def _ablate(works: list[_Work], sweep: Sweep, method: SweptAblation, context: MethodContext) -> list[_Ablated]:
     readings = (
         outcome.values() for outcome in context.run([row for work in works for row in _rows(work, sweep, method)])
     )
@@ -175,7 +175,7 @@ def _ablate(works: list[_Work], sweep: Sweep, method: AblationMethod, context: M
     return [_read(work.measured, [next(readings) for _ in range(count)], sweep) for work in works]
 
 
-def _rows(work: _Work, sweep: Sweep, method: AblationMethod) -> Iterator[Row]:
+def _rows(work: _Work, sweep: Sweep, method: SweptAblation) -> Iterator[Row]:
     """The whole model, then every cell of every sample."""
     tokens, readout = work.example.prompt.ids, work.measured.readout
     yield Row(tokens, readout=readout)
@@ -186,7 +186,7 @@ def _rows(work: _Work, sweep: Sweep, method: AblationMethod) -> Iterator[Row]:
             yield Row(tokens, (Intervention(cell.site, positions, "set", value),), readout=readout)
 
 
-def _positions(cell: Cell, method: AblationMethod, length: int) -> tuple[int, ...] | None:
+def _positions(cell: Cell, method: SweptAblation, length: int) -> tuple[int, ...] | None:
     if cell.position is not None:
         return (int(cell.position) % length,)
     return None if method.positions is None else tuple(position % length for position in method.positions)

@@ -8,11 +8,12 @@ Framework for Transformer Circuits").
    direction W_U[answer] (− W_U[foil]); biases of the final norm and of the unembedding are terms of their own;
 4. where a model is attention alone, its MLPs' terms are zero;
 5. the terms must add up to the metric, read independently from the logits before any soft cap;
-6. when asked: the same terms at every position, heads' terms by source token, MLPs' terms by neuron.
+6. when asked: the same terms at every position, heads' terms by source token, MLPs' terms by neuron, and those of an
+   SAE's features in the place of what its site holds.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from services.contracts.attribution import AttributionResult, AttributionSpec
 from services.contracts.direct_logit_attribution import AttributedExample, DirectLogitAttribution, DirectLogitOutcome
@@ -23,11 +24,13 @@ from services.engine.row import Capture, Row, Site
 from services.engine.weights import Weights
 from services.methods.context import MethodContext
 from services.methods.direct_logit_details import by_neuron, by_source, strongest
+from services.methods.direct_logit_split import FeatureTerms
 from services.methods.direct_logit_terms import Aim, MeanTerms, Terms, aim, metric_of, reported, taken_of, terms_of
+from services.methods.feature_site import site_of
 from services.methods.grouping import together
 from services.methods.statistics import RunningMean
 
-VERSION = "2"
+VERSION = "3"
 
 TOLERANCE = 1e-4
 """Of the sum of the terms' magnitudes: how far their sum may be from the metric in float32."""
@@ -44,15 +47,17 @@ class Found:
     by_position: MeanTerms = field(default_factory=lambda: MeanTerms(("position",)))
     by_source: RunningMean = field(default_factory=RunningMean)
     neurons: RunningMean = field(default_factory=RunningMean)
+    split: FeatureTerms | None = None
     worst_gap: float = 0.0
 
-    def reported(self, method: DirectLogitAttribution) -> DirectLogitOutcome:
+    def reported(self, method: DirectLogitAttribution, *, per_example: bool) -> DirectLogitOutcome:
         return DirectLogitOutcome(
             examples=tuple(self.examples),
             terms=self.terms.reported(),
             by_position=self.by_position.reported() if method.by_position else None,
             by_source=self.by_source.estimate(("layer", "head", "source")) if method.by_source else None,
             neurons=tuple(strongest(self.neurons, method.neurons)) if method.neurons else (),
+            split=self.split.reported(method, per_example=per_example) if self.split else None,
         )
 
 
@@ -60,7 +65,7 @@ def run(spec: AttributionSpec, context: MethodContext) -> AttributionResult:
     """Attribute every example; a positive term raises the metric. Over many examples, means with standard errors."""
     assert isinstance(spec.method, DirectLogitAttribution)
     work = _Work(spec, spec.method, context, context.weights())
-    found = Found()
+    found = Found(split=FeatureTerms(context.sae, work.weights, context) if context.sae else None)
     for examples in together(context.inputs.examples, lambda example: len(example.prompt.ids), TOKENS_AT_ONCE):
         aims = [aim(example, spec.metric, work.weights) for example in examples]
         rows = [work.row(example, aimed) for example, aimed in zip(examples, aims, strict=True)]
@@ -71,8 +76,11 @@ def run(spec: AttributionSpec, context: MethodContext) -> AttributionResult:
             f"the terms miss the metric by up to {found.worst_gap:.2g} of the sum of their magnitudes (expected at "
             f"most {TOLERANCE:g}): {context.model.dtype} may be too coarse for this model"
         )
+    if found.split and (over := found.split.over_norm()):
+        message = f"{over} tokens at the metric's position are over the SAE's norm threshold and were not encoded"
+        context.warnings.append(message)
     return AttributionResult(
-        attribution=found.reported(spec.method),
+        attribution=found.reported(spec.method, per_example=spec.per_example),
         warnings=tuple(context.warnings),
         provenance=context.provenance("direct_logit_attribution", VERSION),
         usage=context.usage(),
@@ -87,7 +95,7 @@ class _Work:
     weights: Weights
 
     def row(self, example: TokenizedExample, aimed: Aim) -> Row:
-        captures = tuple(self._captures(aimed.position))
+        captures = tuple(dict.fromkeys(self._captures(aimed.position)))
         return Row(example.prompt.ids, captures=captures, readout=aimed.readout)
 
     def _captures(self, position: int) -> Iterator[Capture]:
@@ -95,6 +103,8 @@ class _Work:
         positions = None if self.method.by_position else at
         yield Capture(Site(SiteName.RESID_PRE, 0), positions)
         yield Capture(Site(SiteName.RESID_POST, facts.layers - 1), positions)
+        if self.context.sae is not None:
+            yield replace(site_of(self.context.sae), positions=positions)
         for layer in range(facts.layers):
             yield Capture(Site(SiteName.Z, layer), positions)
             if facts.d_mlp > 0:
@@ -118,6 +128,10 @@ class _Work:
         if self.method.by_position:
             found.by_position.add(everywhere)
         final = taken[SiteName.RESID_POST, layers - 1][at]
+        if found.split:
+            facts = found.split.in_use.facts
+            gap = found.split.add(taken[facts.site, facts.layer][at], final, aimed, metric, terms)
+            found.worst_gap = max(found.worst_gap, gap)
         before_norm = weights.final_norm.carried_back(aimed.direction, weights.final_norm.scale(final))
         if self.method.by_source:
             found.by_source.add(by_source(taken, at, layers, before_norm, weights))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from services.contracts.direct_logit_attribution import DirectLogitTerms
+from services.contracts.direct_logit_terms import DirectLogitTerms
 from services.contracts.inputs import TokenizedExample
 from services.contracts.metric import LogitDiff, Metric
 from services.contracts.site import SiteName

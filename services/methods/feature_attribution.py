@@ -11,12 +11,12 @@ Effects are m(patched) − m(base) in the metric's units.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from services.contracts.attribution import AttributionResult, AttributionSpec
@@ -34,8 +34,11 @@ from services.contracts.tensor import InlineTensor, Statistic
 from services.engine.row import Capture, Gradients, Row
 from services.methods.attribution_check import chosen
 from services.methods.context import MethodContext, SaeInUse
-from services.methods.feature_check import EstimatedFeature, compared, exact_effects
-from services.methods.feature_site import Activation, Change, Subject, change_of, row_of, site_of
+from services.methods.feature_check import compared
+from services.methods.feature_choice import warn_of_left_out
+from services.methods.feature_estimates import Estimated, EstimatedFeature, estimated, look, ranked
+from services.methods.feature_parts import Part, exact_effects
+from services.methods.feature_site import Activation, Change, Subject, change_of
 from services.methods.grouping import together
 from services.methods.metric import finite, measure
 from services.methods.statistics import RunningMean, estimate, scalar_estimate
@@ -45,37 +48,8 @@ VERSION = "1"
 TOKENS_AT_ONCE = 512
 STEP_TOKENS_AT_ONCE = 16_384
 
-ByPosition = Float[Tensor, "position d_sae"]
-
-
-@dataclass(frozen=True, eq=False)
-class Attributed:
-    """One subject: what changes, both metrics, and the estimates; those of features are sparse."""
-
-    subject: Subject
-    change: Change
-    metric: float
-    source_metric: float | None
-    features: ByPosition
-    error: Float[Tensor, " position"]
-
-    def of_features(self, indices: Tensor) -> Float64[np.ndarray, "feature position"]:
-        """At every asked position; zero where nothing changes."""
-        found = np.zeros((len(indices), len(self.subject.asked)))
-        found[:, self._places()] = self.features.index_select(1, indices).to_dense().T.double().numpy()
-        return found
-
-    def of_error(self) -> Float64[np.ndarray, " position"]:
-        found = np.zeros(len(self.subject.asked))
-        found[self._places()] = self.error.double().numpy()
-        return found
-
-    def _places(self) -> list[int]:
-        return [self.subject.asked.index(position) for position in self.subject.positions]
-
-    @property
-    def total(self) -> float:
-        return float(self.features.values().double().sum() + self.error.double().sum())
+PARTS: tuple[Part, ...] = ("both", "error")
+"""What is patched exactly before the features."""
 
 
 def run(method: FeatureAttribution, spec: AttributionSpec, context: MethodContext) -> AttributionResult:
@@ -85,18 +59,16 @@ def run(method: FeatureAttribution, spec: AttributionSpec, context: MethodContex
     subjects = [
         Subject.of(item, measure(spec.metric, item, context.inputs), method.mode, method.positions) for item in items
     ]
-    found: list[Attributed] = []
+    found: list[Estimated] = []
     for group in together(subjects, lambda subject: len(subject.base.ids), TOKENS_AT_ONCE):
         found += _attributed(group, method, context, context.sae)
-    features = _ranked(found, context.sae)
+    features = ranked(found, context.sae)
     top, sampled = chosen(features, method.check)
-    patched = [(one.subject, one.change) for one in found]
-    exact = exact_effects(patched, [feature.index for feature in (*top, *sampled)], context.sae, context)
+    parts = (*PARTS, *(feature.index for feature in (*top, *sampled)))
+    exact = exact_effects([(one.subject, one.change) for one in found], parts, context.sae, context)
     for feature in features[: method.top_k]:
         finite(feature.estimated, "an estimated effect")
-    left_out = sum(len(one.change.left_out) for one in found)
-    if left_out:
-        context.warnings.append(f"{left_out} tokens are over the SAE's norm threshold and were left untouched")
+    warn_of_left_out(found, context)
     return AttributionResult(
         attribution=_outcome(
             method,
@@ -104,7 +76,7 @@ def run(method: FeatureAttribution, spec: AttributionSpec, context: MethodContex
             found,
             features=features,
             exact=exact,
-            check=compared(top, sampled, exact),
+            check=compared(top, sampled, exact[:, len(PARTS) :]),
             in_use=context.sae,
         ),
         warnings=tuple(context.warnings),
@@ -115,46 +87,15 @@ def run(method: FeatureAttribution, spec: AttributionSpec, context: MethodContex
 
 def _attributed(
     subjects: Sequence[Subject], method: FeatureAttribution, context: MethodContext, in_use: SaeInUse
-) -> Iterator[Attributed]:
+) -> Iterator[Estimated]:
     """The estimates of a few subjects together."""
-    site, first_order = site_of(in_use), method.estimate == "gradient_x_activation"
-    bases = [
-        Row(
-            subject.base.ids,
-            captures=(site,),
-            readout=subject.measured.readout,
-            gradients=Gradients(subject.measured.objective, (site,)) if first_order else None,
-        )
-        for subject in subjects
-    ]
-    sources = [row_of(subject.source, subject, site) for subject in subjects if subject.source is not None]
-    outcomes = context.run([*bases, *sources])
-    changes: list[Change] = []
-    for index, subject in enumerate(subjects):
-        source = outcomes[len(subjects) + index] if sources else None
-        other = source.captures[site] if source else None
-        changes.append(change_of(subject, outcomes[index].captures[site], other, in_use))
-    gradients = (
-        [
-            outcome.gradients[site][list(one.positions)].flatten(1)
-            for one, outcome in zip(subjects, outcomes, strict=False)
-        ]
-        if first_order
-        else _mean_gradients(subjects, changes, method, context)
-    )
-    W_dec = in_use.sae.W_dec.cpu()
-    for index, (subject, change, gradient) in enumerate(zip(subjects, changes, gradients, strict=True)):
-        value, slope = subject.measured.value, gradient.to(W_dec)
-        yield Attributed(
-            subject=subject,
-            change=change,
-            metric=finite(value(outcomes[index].values()), "the metric on the base run"),
-            source_metric=finite(value(outcomes[len(subjects) + index].values()), "the metric on the source run")
-            if sources
-            else None,
-            features=(change.features.to_dense() * (slope @ W_dec.T)).to_sparse(),
-            error=torch.einsum("pd,pd->p", change.error, slope),
-        )
+    first_order = method.estimate == "gradient_x_activation"
+    seen = list(look(subjects, partial(change_of, in_use=in_use), in_use, context, gradients=first_order))
+    gradients = [one.gradient for one in seen]
+    if not first_order:
+        gradients = list(_mean_gradients(subjects, [one.change for one in seen], method, context))
+    for one, gradient in zip(seen, gradients, strict=True):
+        yield estimated(one, gradient, in_use)
 
 
 def _mean_gradients(
@@ -183,22 +124,10 @@ def _step(subject: Subject, change: Change, alpha: float) -> Row:
     return Row(subject.base.ids, change.add(alpha * change.whole), readout=readout, gradients=gradients)
 
 
-def _ranked(found: Sequence[Attributed], in_use: SaeInUse) -> list[EstimatedFeature]:
-    """Every feature that changes somewhere, by the magnitude of its mean effect."""
-    changed = {feature for one in found for feature in one.change.features.indices()[1].tolist()}
-    sums = torch.zeros(in_use.sae.d_sae, dtype=torch.float64)
-    for one in found:
-        sums.index_add_(0, one.features.indices()[1], one.features.values().double())
-    means = (sums / len(found)).tolist()
-    return sorted(
-        (EstimatedFeature(index, means[index]) for index in sorted(changed)), key=lambda one: -abs(one.estimated)
-    )
-
-
 def _outcome(
     method: FeatureAttribution,
     spec: AttributionSpec,
-    found: Sequence[Attributed],
+    found: Sequence[Estimated],
     *,
     features: Sequence[EstimatedFeature],
     exact: Float64[np.ndarray, "subject patch"],
@@ -236,7 +165,7 @@ def _outcome(
 
 
 def _by_position(
-    found: Sequence[Attributed], indices: Tensor
+    found: Sequence[Estimated], indices: Tensor
 ) -> tuple[InlineTensor | Statistic, InlineTensor | Statistic]:
     features = RunningMean()
     for one in found:
@@ -253,7 +182,7 @@ def _compared(estimated: Sequence[float], exact: Float64[np.ndarray, " subject"]
     )
 
 
-def _reported(one: Attributed, exact: float, features: Float64[np.ndarray, " feature"] | None) -> FeatureRun:
+def _reported(one: Estimated, exact: float, features: Float64[np.ndarray, " feature"] | None) -> FeatureRun:
     return FeatureRun(
         tokens=one.subject.base,
         source_tokens=one.subject.source,

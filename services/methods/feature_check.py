@@ -1,64 +1,24 @@
-"""What features do when they are patched exactly, beside what was estimated of them.
+"""What features do when they are patched exactly, beside what was estimated of them: means over base runs compared."""
 
-1. per base run one run each with the whole site replaced, with the error replaced, and with every feature alone;
-2. effects are m(patched) − m(base), the mean over base runs is compared with the estimate.
-"""
-
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Float64
 
 from services.contracts.feature_attribution import CheckedFeature, FeatureCheck
-from services.engine.row import Row
+from services.contracts.feature_site import EstimateCheck
 from services.methods.attribution_check import false_negatives, rank_correlation
-from services.methods.context import MethodContext, SaeInUse
-from services.methods.feature_site import Activation, Change, Subject
+from services.methods.feature_estimates import EstimatedFeature
 from services.methods.metric import finite
-
-
-@dataclass(frozen=True)
-class EstimatedFeature:
-    """A feature that changes, and the mean over subjects of its estimate."""
-
-    index: int
-    estimated: float
-
-
-def exact_effects(
-    changes: Sequence[tuple[Subject, Change]], features: Sequence[int], in_use: SaeInUse, context: MethodContext
-) -> Float64[np.ndarray, "subject patch"]:
-    """By subject, in the metric's units: the whole site, the error, then every feature alone."""
-    effects = np.zeros((len(changes), 2 + len(features)))
-    for number, (subject, change) in enumerate(changes):
-        readout, value = subject.measured.readout, subject.measured.value
-        rows = [Row(subject.base.ids, readout=readout)]
-        if change.positions:
-            added = _added(change, features, in_use)
-            rows += [Row(subject.base.ids, change.add(one), readout=readout) for one in added]
-        values = [finite(value(outcome.values()), "the metric of a patched run") for outcome in context.run(rows)]
-        effects[number, : len(values) - 1] = np.array(values[1:]) - values[0]
-    return effects
-
-
-def _added(change: Change, features: Sequence[int], in_use: SaeInUse) -> Iterator[Activation]:
-    yield change.whole
-    yield change.error
-    indices = torch.tensor(features, dtype=torch.long)
-    directions = in_use.sae.W_dec.cpu()[indices]
-    for by_position, direction in zip(change.of_features(indices).T, directions, strict=True):
-        yield by_position[:, None] * direction
 
 
 def compared(
     top: Sequence[EstimatedFeature],
     sampled: Sequence[EstimatedFeature],
-    exact: Float64[np.ndarray, "subject patch"],
+    exact: Float64[np.ndarray, "subject feature"],
 ) -> FeatureCheck:
     """The estimates of the top and the sampled features, in the order of `exact`, beside its means."""
-    features, means = [*top, *sampled], exact.mean(axis=0)[2:]
+    features, means = [*top, *sampled], exact.mean(axis=0)
     estimated = np.array([feature.estimated for feature in features])
     return FeatureCheck(
         rank_correlation=rank_correlation(estimated, means),
@@ -73,4 +33,15 @@ def compared(
             )
             for number, feature in enumerate(features)
         ),
+    )
+
+
+def compared_cells(
+    estimates: Float64[np.ndarray, "subject feature *position"], exact: Float64[np.ndarray, "subject feature *position"]
+) -> EstimateCheck:
+    """Means over subjects of both, cell by cell."""
+    one, other = estimates.mean(axis=0).reshape(-1), exact.mean(axis=0).reshape(-1)
+    return EstimateCheck(
+        rank_correlation=rank_correlation(one, other),
+        largest_error=finite(float(np.abs(one - other).max(initial=0.0)), "an estimated effect"),
     )

@@ -3,12 +3,14 @@
 1. at the SAE's site x = Σ f_i d_i + b_dec + ε; positions are those asked for at which the two runs can differ;
 2. Δf = f_source − f_base, Δx = x_source − x_base, and the error's Δε = Δx − Σ Δf_i d_i, so that the parts add up to Δx;
 3. without another run the source has neither features nor error: x_source = b_dec;
-4. a token over the SAE's norm threshold in either run is left untouched: all of its changes are zero.
+4. where features alone are given, they replace the base run's and the error stays: Δx = Σ Δf_i d_i;
+5. a token over the SAE's norm threshold in either run is left untouched: all of its changes are zero.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from services.contracts.inputs import TokenizedExample, TokenizedPair
@@ -67,8 +69,14 @@ class Change:
 
     def add(self, value: Activation) -> tuple[Intervention, ...]:
         """`value` added at the positions; nothing where there are none."""
-        added = value.reshape(len(self.positions), *self.axes)
-        return (Intervention(self.site, self.positions, "add", added),) if self.positions else ()
+        return self._added(self.positions, value) if self.positions else ()
+
+    def add_at(self, position: int, value: Float[Tensor, " d_model"]) -> tuple[Intervention, ...]:
+        """`value` added at one of the positions."""
+        return self._added((position,), value)
+
+    def _added(self, positions: tuple[int, ...], value: Tensor) -> tuple[Intervention, ...]:
+        return (Intervention(self.site, positions, "add", value.reshape(len(positions), *self.axes)),)
 
     def of_features(self, indices: Tensor) -> Float[Tensor, "position feature"]:
         return self.features.index_select(1, indices).to_dense()
@@ -94,14 +102,42 @@ def change_of(subject: Subject, base: Activation, source: Activation | None, in_
     if source is not None:
         counted = counted & sae.within_norm(other)
         changed = sae.encode(other) - features
-    changed = changed * counted[:, None]
-    whole = (other - x) * counted[:, None]
+    return _change(subject, counted, changed, other - x, in_use, axes=base.shape[1:])
+
+
+def change_of_features(
+    subject: Subject,
+    base: Activation,
+    features: Float[Tensor, "#position d_sae"],
+    known: Bool[Tensor, "#position"],
+    in_use: SaeInUse,
+) -> Change:
+    """What turns the base run's features into these and leaves the error; `features` are of the subject's positions, or
+    one for all of them, and those that are not `known` change nothing."""
+    sae = in_use.sae
+    x = base[list(subject.positions)].flatten(1).to(sae.W_enc)
+    changed = features - sae.encode(x)
+    return _change(subject, sae.within_norm(x) & known, changed, changed @ sae.W_dec, in_use, axes=base.shape[1:])
+
+
+def _change(
+    subject: Subject,
+    counted: Bool[Tensor, " position"],
+    features: Float[Tensor, "position d_sae"],
+    whole: Activation,
+    in_use: SaeInUse,
+    *,
+    axes: Sequence[int],
+) -> Change:
+    """The change at the positions that count, and none at the others."""
+    features, whole = features * counted[:, None], whole * counted[:, None]
+    kept = zip(subject.positions, counted.tolist(), strict=True)
     return Change(
         site=site_of(in_use).site,
-        axes=tuple(base.shape[1:]),
+        axes=tuple(axes),
         positions=subject.positions,
-        left_out=tuple(position for position, kept in zip(at, counted.tolist(), strict=True) if not kept),
-        features=changed.cpu().to_sparse(),
-        error=(whole - changed @ sae.W_dec).cpu(),
+        left_out=tuple(position for position, counts in kept if not counts),
+        features=features.cpu().to_sparse(),
+        error=(whole - features @ in_use.sae.W_dec).cpu(),
         whole=whole.cpu(),
     )

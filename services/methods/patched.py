@@ -10,7 +10,7 @@ from services.contracts.patching import PatchedPair, PatchingSpec
 from services.contracts.result import Baselines, PairTokens
 from services.contracts.tensor import InlineTensor, Statistic
 from services.methods.context import MethodContext
-from services.methods.statistics import estimate, ratio_of_means
+from services.methods.statistics import PairScalars, estimate, ratio_of_means
 
 Effects = Float64[np.ndarray, "..."]
 
@@ -39,12 +39,7 @@ def report(patched: Sequence[PatchedRuns], dims: tuple[str, ...], spec: Patching
     clean = np.array([pair.clean for pair in patched])
     corrupted = np.array([pair.corrupted for pair in patched])
     unpatched, other = (corrupted, clean) if spec.method.mode == "denoising" else (clean, corrupted)
-    normalized, meaningful = ratio_of_means(effects, other - unpatched, float(abs(unpatched.mean())), dims)
-    if not meaningful:
-        context.warnings.append(
-            f"normalized is null: clean and corrupted runs differ by {float((other - unpatched).mean()):.3g} in the "
-            "metric, too little to divide by"
-        )
+    normalized = normalize(effects, unpatched, other, dims, context)
     return Report(
         pairs=tuple(
             PatchedPair(
@@ -58,3 +53,21 @@ def report(patched: Sequence[PatchedRuns], dims: tuple[str, ...], spec: Patching
         effects=estimate(effects, dims),
         normalized=normalized,
     )
+
+
+def normalize(
+    effects: Float64[np.ndarray, "pair ..."],
+    unpatched: PairScalars,
+    other: PairScalars,
+    dims: tuple[str, ...],
+    context: MethodContext,
+) -> InlineTensor | Statistic:
+    """Effects over m(other) − m(unpatched); null, with a warning, where there is too little to normalise by."""
+    normalized, meaningful = ratio_of_means(effects, other - unpatched, float(abs(unpatched.mean())), dims)
+    warning = (
+        f"normalized is null: clean and corrupted runs differ by {float((other - unpatched).mean()):.3g} in the "
+        "metric, too little to divide by"
+    )
+    if not meaningful and warning not in context.warnings:
+        context.warnings.append(warning)
+    return normalized

@@ -38,7 +38,7 @@ def _mean(
     site: SiteName, layers: Layers, context: MethodContext, count: int, *, over_positions: bool
 ) -> dict[int | None, Tensor]:
     sums: dict[int | None, Tensor] = {}
-    for together in _groups(context.inputs.references, site, layers, context):
+    for together in groups(context.inputs.references, site, layers, context):
         for activations in load(together, site, layers, context):
             for layer, taken in activations.items():
                 more = taken.double().sum(0) if over_positions else taken.double()
@@ -67,9 +67,10 @@ def reference_bytes(reference: PromptTokens, site: SiteName, layers: Layers, con
     return 4 * len(layers) * len(reference.ids) * int(torch.Size(shape).numel())
 
 
-def _groups(
+def groups(
     references: Iterable[PromptTokens], site: SiteName, layers: Layers, context: MethodContext
 ) -> Iterator[list[PromptTokens]]:
+    """Those that are run together."""
     together: list[PromptTokens] = []
     taken = 0
     for reference in references:

@@ -8,7 +8,9 @@ from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
 from services.contracts.direction import DirectionSpec
 from services.contracts.edge_attribution_patching import EdgeAttributionPatching
+from services.contracts.feature_ablation import FeatureAblation
 from services.contracts.feature_attribution import FeatureAttribution
+from services.contracts.feature_patching import FeaturePatching
 from services.contracts.features import FeaturesSpec
 from services.contracts.generation import GenerationSpec
 from services.contracts.gradient_x_input import GradientXInput
@@ -28,7 +30,9 @@ from services.methods import (
     direct_logit_attribution,
     direction,
     edge_attribution_patching,
+    feature_ablation,
     feature_attribution,
+    feature_patching,
     features,
     generation,
     gradient_x_input,
@@ -51,7 +55,7 @@ def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
         case FeaturesSpec():
             return features.run(spec, context)
         case AblationSpec():
-            return ablation.run(spec, context)
+            return _run_ablation(spec, context)
         case InterventionSpec():
             return intervention.run(spec, context)
         case ActivationsSpec():
@@ -90,3 +94,13 @@ def _run_patching(spec: PatchingSpec, context: MethodContext) -> JobResult:
             return activation_patching.run(spec, method, context)
         case PathPatching() as method:
             return path_patching.run(spec, method, context)
+        case FeaturePatching() as method:
+            return feature_patching.run(method, spec, context)
+
+
+def _run_ablation(spec: AblationSpec, context: MethodContext) -> JobResult:
+    match spec.method:
+        case FeatureAblation() as method:
+            return feature_ablation.run(method, spec, context)
+        case _ as method:
+            return ablation.run(spec, method, context)

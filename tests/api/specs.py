@@ -6,7 +6,8 @@ import numpy as np
 
 from services.contracts.ablation import AblatedExample, AblationResult
 from services.contracts.attribution import AttributionResult
-from services.contracts.direct_logit_attribution import AttributedExample, DirectLogitOutcome, DirectLogitTerms
+from services.contracts.direct_logit_attribution import AttributedExample, DirectLogitOutcome
+from services.contracts.direct_logit_terms import DirectLogitTerms
 from services.contracts.features import (
     ActiveFeature,
     FeatureEffect,
@@ -54,6 +55,15 @@ ABLATION: dict[str, Any] = {
     "method": {"type": "resample_ablation", "site": "z", "references": [CORRUPTED], "seed": 3},
     "examples": [{"prompt": CLEAN, "answer": " Mary", "foil": " John"}],
 }
+FEATURE_PATCHING: dict[str, Any] = PATCHING | {
+    "method": {"type": "feature_patching", "sae": SAE, "features": [3], "top_k": 2, "mode": "noising"},
+}
+FEATURE_ABLATION: dict[str, Any] = ABLATION | {
+    "method": {"type": "feature_ablation", "sae": SAE, "source": "mean", "references": [CORRUPTED], "over": "all"},
+}
+FEATURE_TERMS: dict[str, Any] = ATTRIBUTION | {
+    "method": {"type": "direct_logit_attribution", "sae": SAE, "top_k": 2},
+}
 INTERVENTION: dict[str, Any] = {
     "kind": "intervention",
     "model": MODEL,
@@ -67,11 +77,11 @@ INTERVENTION: dict[str, Any] = {
 }
 FEATURES: dict[str, Any] = {"kind": "features", "model": MODEL, "sae": SAE, "prompts": [CLEAN], "top_k": 3}
 
-_TOKENS = PromptTokens(ids=(1, 2), strings=("a", " b"), bos_prepended=False)
-_USAGE = Usage(token_layers=4, engine_seconds=0.1, seconds=0.2)
+TOKENS = PromptTokens(ids=(1, 2), strings=("a", " b"), bos_prepended=False)
+USAGE = Usage(token_layers=4, engine_seconds=0.1, seconds=0.2)
 
 
-def _provenance(method: str, sae: SaeProvenance | None = None) -> Provenance:
+def provenance(method: str, sae: SaeProvenance | None = None) -> Provenance:
     return Provenance(
         model=MODEL,
         revision="1",
@@ -94,7 +104,7 @@ def patching_result() -> PatchingResult:
     effects = np.array([[1.0, 2.0], [3.0, np.nan]], dtype=np.float32)
     mean, error = InlineTensor.of(effects, dims), InlineTensor.of(effects / 10, dims)
     pair = PatchedPair(
-        tokens=PairTokens(clean=_TOKENS, corrupted=_TOKENS),
+        tokens=PairTokens(clean=TOKENS, corrupted=TOKENS),
         differing_positions=(1,),
         baselines=Baselines(clean=3.0, corrupted=-4.0),
         effects=mean,
@@ -107,15 +117,15 @@ def patching_result() -> PatchingResult:
         pairs=(pair,),
         effects=Statistic(mean=mean, standard_error=error, count=2),
         normalized=mean,
-        provenance=_provenance("activation_patching"),
-        usage=_USAGE,
+        provenance=provenance("activation_patching"),
+        usage=USAGE,
     )
 
 
 def path_patching_result() -> PatchingResult:
     effects = InlineTensor.of([1.0], ("sender",))
     pair = PatchedPair(
-        tokens=PairTokens(clean=_TOKENS, corrupted=_TOKENS),
+        tokens=PairTokens(clean=TOKENS, corrupted=TOKENS),
         differing_positions=(1,),
         baselines=Baselines(clean=3.0, corrupted=-4.0),
     )
@@ -127,8 +137,8 @@ def path_patching_result() -> PatchingResult:
         pairs=(pair,),
         effects=effects,
         normalized=effects,
-        provenance=_provenance("path_patching"),
-        usage=_USAGE,
+        provenance=provenance("path_patching"),
+        usage=USAGE,
     )
 
 
@@ -140,17 +150,17 @@ def ablation_result() -> AblationResult:
         layers=(1,),
         heads=(0, 1),
         seed=3,
-        examples=(AblatedExample(tokens=_TOKENS, baseline=1.0, effects=effects),),
+        examples=(AblatedExample(tokens=TOKENS, baseline=1.0, effects=effects),),
         effects=effects,
-        provenance=_provenance("resample_ablation"),
-        usage=_USAGE,
+        provenance=provenance("resample_ablation"),
+        usage=USAGE,
     )
 
 
 def intervention_result() -> InterventionResult:
     token = PredictedToken(token_id=1, token="a", logit=0.5)
     example = ChangedExample(
-        tokens=_TOKENS,
+        tokens=TOKENS,
         metric=MetricChange(unpatched=1.0, patched=3.0, effect=2.0),
         top=PredictedTokens(unpatched=(token,), patched=(token,)),
         activations=(InlineTensor.of([[1.0, 2.0]], ("position", "d_model")),),
@@ -158,8 +168,8 @@ def intervention_result() -> InterventionResult:
     return InterventionResult(
         examples=(example,),
         effect=ScalarStatistic(mean=2.0, standard_error=None, count=1),
-        provenance=_provenance("intervention"),
-        usage=_USAGE,
+        provenance=provenance("intervention"),
+        usage=USAGE,
     )
 
 
@@ -174,14 +184,14 @@ def attribution_result() -> AttributionResult:
         final_norm_bias=one,
         unembedding_bias=one,
     )
-    example = AttributedExample(tokens=_TOKENS, metric=1.0, sum_of_terms=1.0, gap=0.0)
+    example = AttributedExample(tokens=TOKENS, metric=1.0, sum_of_terms=1.0, gap=0.0)
     outcome = DirectLogitOutcome(examples=(example,), terms=terms)
-    return AttributionResult(attribution=outcome, provenance=_provenance("direct_logit_attribution"), usage=_USAGE)
+    return AttributionResult(attribution=outcome, provenance=provenance("direct_logit_attribution"), usage=USAGE)
 
 
 def features_result() -> FeaturesResult:
     prompt = PromptFeatures(
-        tokens=_TOKENS,
+        tokens=TOKENS,
         per_token=(
             TokenFeatures(position=0, token="a", over_norm=False, features=(ActiveFeature(index=3, activation=1.5),)),
         ),
@@ -196,6 +206,6 @@ def features_result() -> FeaturesResult:
         site="resid_post",
         prompts=(prompt,),
         effects=(effect,),
-        provenance=_provenance("features", SaeProvenance(id=SAE, sha256="2" * 64)),
-        usage=_USAGE,
+        provenance=provenance("features", SaeProvenance(id=SAE, sha256="2" * 64)),
+        usage=USAGE,
     )

@@ -96,10 +96,20 @@ def test_kinds_are_told_apart_by_their_tag(union: str, ending: str) -> None:
     assert discriminator["propertyName"] == "kind"
     assert set(discriminator["mapping"]) == {job["kind"] for job in JOBS.values()}
     for kind, reference in discriminator["mapping"].items():
-        schema = SCHEMAS[reference.rsplit("/", 1)[1]]
-        assert schema["title"].endswith(ending)
-        assert schema["properties"]["kind"]["const"] == kind
-        assert "kind" in schema["required"]
+        for schema in told_apart(reference):
+            assert schema["title"].endswith(ending)
+            assert schema["properties"]["kind"]["const"] == kind
+            assert "kind" in schema["required"]
+
+
+def told_apart(reference: str) -> list[dict[str, Any]]:
+    """The schemas that a tag may stand for: one, or those that a second tag, the method, tells apart."""
+    schema = SCHEMAS[reference.rsplit("/", 1)[1]]
+    if "oneOf" not in schema:
+        return [schema]
+    assert schema["discriminator"]["propertyName"] == "method"
+    assert {each["$ref"] for each in schema["oneOf"]} == set(schema["discriminator"]["mapping"].values())
+    return [found for each in schema["oneOf"] for found in told_apart(each["$ref"])]
 
 
 def test_the_filter_by_kind_knows_every_kind() -> None:

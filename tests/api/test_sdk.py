@@ -11,9 +11,13 @@ import pytest
 from services.jobs.record import StoredResult
 from tests.api.catalogue import SAE
 from tests.api.conftest import Stand
+from tests.api.feature_results import feature_ablation_result, feature_patching_result, feature_terms_result
 from tests.api.specs import (
     ABLATION,
     ATTRIBUTION,
+    FEATURE_ABLATION,
+    FEATURE_PATCHING,
+    FEATURE_TERMS,
     FEATURES,
     INTERVENTION,
     PATCHING,
@@ -32,9 +36,12 @@ pytestmark = pytest.mark.anyio
 KINDS = [
     pytest.param("PatchingSpec", PATCHING, patching_result(), id="patching"),
     pytest.param("PatchingSpec", PATHS, path_patching_result(), id="path patching"),
+    pytest.param("PatchingSpec", FEATURE_PATCHING, feature_patching_result(), id="feature patching"),
     pytest.param("AblationSpec", ABLATION, ablation_result(), id="ablation"),
+    pytest.param("AblationSpec", FEATURE_ABLATION, feature_ablation_result(), id="feature ablation"),
     pytest.param("InterventionSpec", INTERVENTION, intervention_result(), id="intervention"),
     pytest.param("AttributionSpec", ATTRIBUTION, attribution_result(), id="attribution"),
+    pytest.param("AttributionSpec", FEATURE_TERMS, feature_terms_result(), id="direct logit terms of features"),
     pytest.param("FeaturesSpec", FEATURES, features_result(), id="features"),
 ]
 

@@ -4,6 +4,7 @@ from services.catalogue.costs.attribution_patching import attribution_patching_c
 from services.catalogue.costs.cost import FLOAT_BYTES, GRADIENT_PASSES, Cost
 from services.catalogue.costs.edge_attribution_patching import edge_attribution_patching_cost
 from services.catalogue.costs.feature_attribution import feature_attribution_cost
+from services.catalogue.costs.features import PROMOTED_BYTES
 from services.contracts.attribution import AttributionSpec
 from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.direct_logit_attribution import DirectLogitAttribution
@@ -18,11 +19,14 @@ from services.contracts.sae import SaeFacts
 NEURON_BYTES = 120
 """One listed neuron, as JSON."""
 
+FEATURE_BYTES = 340
+"""One listed feature, as JSON."""
+
 
 def attribution_cost(spec: AttributionSpec, inputs: Inputs, model: ModelFacts, sae: SaeFacts | None) -> Cost:
     match spec.method:
         case DirectLogitAttribution():
-            return _direct_logit_attribution(spec, spec.method, inputs, model)
+            return _direct_logit_attribution(spec, spec.method, inputs, model, sae)
         case GradientXInput():
             return Cost(GRADIENT_PASSES * inputs.tokens() * model.layers, inputs.tokens() * FLOAT_BYTES)
         case IntegratedGradients() as method:
@@ -37,7 +41,7 @@ def attribution_cost(spec: AttributionSpec, inputs: Inputs, model: ModelFacts, s
 
 
 def _direct_logit_attribution(
-    spec: AttributionSpec, method: DirectLogitAttribution, inputs: Inputs, model: ModelFacts
+    spec: AttributionSpec, method: DirectLogitAttribution, inputs: Inputs, model: ModelFacts, sae: SaeFacts | None
 ) -> Cost:
     """One run an example."""
     length = max(len(example.prompt.ids) for example in inputs.examples)
@@ -48,7 +52,11 @@ def _direct_logit_attribution(
     if method.by_source:
         averaged += model.layers * model.heads * length
     floats = 2 * averaged + len(inputs.examples) * spec.per_example * terms
-    return Cost(inputs.tokens() * model.layers, floats * FLOAT_BYTES + method.neurons * NEURON_BYTES)
+    listed = method.neurons * NEURON_BYTES
+    if sae is not None:
+        floats += 2 * terms + len(inputs.examples) * spec.per_example * method.top_k
+        listed += min(method.top_k, sae.features) * (FEATURE_BYTES + 2 * method.promoted_logits * PROMOTED_BYTES)
+    return Cost(inputs.tokens() * model.layers, floats * FLOAT_BYTES + listed)
 
 
 def _integrated_gradients(method: IntegratedGradients, inputs: Inputs, model: ModelFacts) -> Cost:

@@ -33,8 +33,8 @@ def feature_attribution_cost(
         first = _first(method, item)
         steps = 0 if first is None or first_order else method.steps
         total += (passes + method.takes_pairs() + GRADIENT_PASSES * steps) * whole
-        rows.append(PlannedRow(base, model.layers, reads_at=item.metric_position))
         if first is not None:
+            rows.append(PlannedRow(base, model.layers, reads_at=item.metric_position))
             touches = (Touch(sae.site, sae.layer, first),)
             rows += [PlannedRow(base, model.layers, touches, item.metric_position)] * (checked + 2)
     longest = max(len(item.clean.ids if isinstance(item, TokenizedPair) else item.prompt.ids) for item in items)

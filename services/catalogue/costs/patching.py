@@ -1,16 +1,22 @@
 """What `patching` costs: two unpatched runs a pair, and of each patched run the part that its patch can change."""
 
 from services.catalogue.costs.cost import FLOAT_BYTES, Cost
+from services.catalogue.costs.feature_changes import feature_patching_cost
 from services.catalogue.costs.path_patching import path_patching_work
+from services.contracts.feature_patching import FeaturePatching
 from services.contracts.inputs import Inputs, TokenizedPair
 from services.contracts.model import ModelFacts
 from services.contracts.patching import ActivationPatching, PatchingSpec
 from services.contracts.path_patching import PathPatching
 from services.contracts.place import heads_of
+from services.contracts.sae import SaeFacts
 
 
-def patching_cost(spec: PatchingSpec, inputs: Inputs, model: ModelFacts) -> Cost:
+def patching_cost(spec: PatchingSpec, inputs: Inputs, model: ModelFacts, sae: SaeFacts | None) -> Cost:
     match spec.method:
+        case FeaturePatching() as method:
+            assert sae is not None, "a job that names an SAE is estimated with its facts"
+            return feature_patching_cost(method, spec, inputs, model, sae)
         case ActivationPatching() as method:
             work = sum(2 * len(pair.clean.ids) * model.layers + _sweep(method, pair, model) for pair in inputs.pairs)
             cells = len(_layers(method, model)) * _heads(method, model)

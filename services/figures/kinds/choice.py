@@ -8,7 +8,9 @@ from services.contracts.attribution_patching import AttributionPatchingOutcome
 from services.contracts.direct_logit_attribution import DirectLogitOutcome
 from services.contracts.direction import DirectionResult
 from services.contracts.edge_attribution_patching import EdgeAttributionOutcome
+from services.contracts.feature_ablation import FeatureAblationResult
 from services.contracts.feature_attribution import FeatureAttributionOutcome
+from services.contracts.feature_patching import FeaturePatchingResult
 from services.contracts.features import FeaturesResult
 from services.contracts.generation import GenerationResult
 from services.contracts.gradient_x_input import GradientXInputOutcome
@@ -26,6 +28,7 @@ from services.figures.kinds.direct_logit import direct_logit_picture
 from services.figures.kinds.direction import direction_picture
 from services.figures.kinds.edges import edges_picture
 from services.figures.kinds.feature_attribution import feature_attribution_picture
+from services.figures.kinds.feature_changes import feature_ablation_picture, feature_patching_picture
 from services.figures.kinds.features import features_picture
 from services.figures.kinds.generation import generation_picture
 from services.figures.kinds.input_tokens import gradient_x_input_picture, integrated_gradients_picture
@@ -43,13 +46,14 @@ def picture_of(result: JobResult, example: int | None) -> Picture:
     Raises Conflict(NO_FIGURE) and Refused(UNKNOWN_EXAMPLE).
     """
     match result:
-        case PatchingResult():
-            path = result.method == "path_patching"
-            return path_patching_picture(result, example) if path else patching_picture(result, example)
+        case PatchingResult() | FeaturePatchingResult():
+            return _patching_picture(result, example)
         case AttributionResult():
             return _attribution_picture(result, example)
         case AblationResult():
             return ablation_picture(result, example)
+        case FeatureAblationResult():
+            return feature_ablation_picture(result, example)
         case FeaturesResult():
             return features_picture(result, example)
         case ActivationsResult():
@@ -66,6 +70,13 @@ def picture_of(result: JobResult, example: int | None) -> Picture:
             return generation_picture(result, example)
         case DirectionResult():
             return direction_picture(result, example)
+
+
+def _patching_picture(result: PatchingResult | FeaturePatchingResult, example: int | None) -> Picture:
+    if isinstance(result, FeaturePatchingResult):
+        return feature_patching_picture(result, example)
+    path = result.method == "path_patching"
+    return path_patching_picture(result, example) if path else patching_picture(result, example)
 
 
 def _attribution_picture(result: AttributionResult, example: int | None) -> Picture:

@@ -3,10 +3,12 @@
 import numpy as np
 
 from services.contracts.attribution import AttributionResult
-from services.contracts.direct_logit_attribution import DirectLogitOutcome, DirectLogitTerms, NeuronContribution
+from services.contracts.direct_logit_attribution import DirectLogitOutcome, NeuronContribution
+from services.contracts.direct_logit_terms import DirectLogitTerms
 from services.contracts.tensor import Estimate, FloatArray
 from services.figures.bars import Bars
 from services.figures.heatmap import Heatmap
+from services.figures.kinds.direct_logit_split import split_panels
 from services.figures.kinds.reading import array, error, not_reported, notes, number, of_all, pick, scalars, title
 from services.figures.kinds.sweep import heads_and_mlps, numbered, position_names, strongest, strongest_rows
 from services.figures.picture import Panel, Picture, grid
@@ -92,7 +94,8 @@ def _splits(outcome: DirectLogitOutcome) -> tuple[tuple[Panel, ...], ...]:
         panels.append(_by_source(array(outcome.by_source), tokens))
     if outcome.neurons:
         panels.append(_neurons(outcome.neurons))
-    return grid(panels, _IN_A_ROW)
+    features = () if outcome.split is None else (split_panels(outcome.split),)
+    return (*grid(panels, _IN_A_ROW), *features)
 
 
 def _by_position(terms: DirectLogitTerms, tokens: tuple[str, ...]) -> tuple[Heatmap, Heatmap]:

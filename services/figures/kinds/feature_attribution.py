@@ -5,6 +5,7 @@ import numpy as np
 from services.contracts.attribution import AttributionResult
 from services.contracts.feature_attribution import FeatureAttributionOutcome
 from services.figures.bars import Bars
+from services.figures.kinds.feature_names import name_among_others
 from services.figures.kinds.reading import not_reported, notes, number, of_all, pick, scalars, title
 from services.figures.picture import Picture
 from services.figures.scatter import Scatter
@@ -23,7 +24,7 @@ def feature_attribution_picture(
             raise not_reported(example)
     shown = outcome.features[:_SHOWN]
     values, errors = scalars([*(one.effect for one in shown), outcome.error.estimated])
-    names = (*(f"feature {one.index}" for one in shown), "error ε")
+    names = (*(name_among_others((), one.index) for one in shown), "error ε")
     bars = Bars(names, values, "estimated effect on the metric", errors, f"the {len(shown)} strongest features")
     cells, total = outcome.check.cells, outcome.total
     scatter = Scatter(

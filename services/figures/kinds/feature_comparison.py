@@ -20,7 +20,7 @@ def contrast_picture(result: FeaturesResult, contrast: FeatureContrast, example:
     shown = contrast.features[:_STRONGEST]
     if not shown:
         raise nothing_to_draw("no feature fires on either set")
-    names = tuple(feature_name(result, feature.index) for feature in shown)
+    names = tuple(feature_name(result.effects, feature.index) for feature in shown)
     effects = [np.nan if feature.hedges_g is None else feature.hedges_g for feature in shown]
     means = PairedBars(
         names=names,
@@ -49,7 +49,7 @@ def search_picture(result: FeaturesResult, search: FeatureSearch, example: int |
     shown = search.features[:_STRONGEST]
     if not shown:
         raise nothing_to_draw("no feature fires on the tokens marked")
-    names = tuple(feature_name(result, feature.index) for feature in shown)
+    names = tuple(feature_name(result.effects, feature.index) for feature in shown)
     means = PairedBars(
         names=names,
         before=np.array([feature.mean_other for feature in shown], dtype=np.float32),

@@ -35,7 +35,7 @@ def features_picture(result: FeaturesResult, example: int | None) -> Picture:
         raise nothing_to_draw("no feature fires on this prompt")
     heatmap = Heatmap(
         values=values,
-        rows=tuple(feature_name(result, index) for index in indices),
+        rows=tuple(feature_name(result.effects, index) for index in indices),
         columns=labels.tokens(prompt.tokens.strings),
         scale=sequential("activation", values),
         row_name="feature",
@@ -56,7 +56,7 @@ def _strongest_picture(result: FeaturesResult, prompt: PromptFeatures, example: 
     if not strongest:
         raise nothing_to_draw("no feature fires on this prompt")
     bars = Bars(
-        names=tuple(feature_name(result, feature.index) for feature in strongest),
+        names=tuple(feature_name(result.effects, feature.index) for feature in strongest),
         values=np.array([feature.max_activation for feature in strongest], dtype=np.float32),
         value_name="largest activation",
     )

@@ -147,21 +147,53 @@ def test_every_violation_is_reported_at_once(tiny: Catalogue) -> None:
     }
 
 
-def test_the_bos_rule_of_an_sae_comes_before_the_tokenizers(tiny: Catalogue) -> None:
-    sae = SaeFacts(
-        id="sae",
-        model="tiny-llama",
-        architecture="topk",
-        site=SiteName.RESID_POST,
-        layer=1,
-        d_model=32,
-        features=64,
-        k=4,
-        bos=False,
-        norm_threshold=None,
-        sha256="0" * 64,
+SAE = SaeFacts(
+    id="sae",
+    model="tiny-llama",
+    architecture="topk",
+    site=SiteName.RESID_POST,
+    layer=1,
+    d_model=32,
+    features=64,
+    k=4,
+    bos=False,
+    norm_threshold=None,
+    sha256="0" * 64,
+)
+EXAMPLES = {"examples": [{"prompt": CLEAN, "answer": " Mary", "foil": " John"}]}
+PAIRS = {"pairs": [PAIR]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "inputs"),
+    [
+        ("patching", "feature_patching", PAIRS),
+        ("ablation", "feature_ablation", EXAMPLES),
+        ("attribution", "feature_attribution", PAIRS),
+    ],
+)
+def test_features_of_a_site_that_can_only_be_read_are_not_changed(
+    tiny: Catalogue, kind: str, method: str, inputs: dict[str, Any]
+) -> None:
+    facts = tiny.model("tiny-llama")
+    sites = tuple(
+        site.model_copy(update={"writable": False, "reason": "it is read only"})
+        if site.name is SiteName.MLP_OUT
+        else site
+        for site in facts.sites
     )
-    served = Catalogue(tiny.home, tiny.models, {"sae": sae})
+    models = {"tiny-llama": facts.model_copy(update={"sites": sites})}
+    served = Catalogue(tiny.home, models, {"sae": SAE.model_copy(update={"site": SiteName.MLP_OUT})})
+    violation = refused(
+        {"kind": kind, "model": "tiny-llama", "method": {"type": method, "sae": "sae"}, **inputs}, served
+    )
+    assert (violation.pointer, violation.code) == ("/method/sae", ErrorCode.UNKNOWN_SITE)
+    read = {"type": "direct_logit_attribution", "sae": "sae"}
+    assert resolved({"kind": "attribution", "model": "tiny-llama", "method": read, **EXAMPLES}, served).examples
+
+
+def test_the_bos_rule_of_an_sae_comes_before_the_tokenizers(tiny: Catalogue) -> None:
+    served = Catalogue(tiny.home, tiny.models, {"sae": SAE})
     body = {"kind": "features", "model": "tiny-llama", "sae": "sae", "prompts": ["Mary"]}
     inputs = resolved(body, served)
     assert inputs.bos == "sae"

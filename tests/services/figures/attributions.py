@@ -14,9 +14,9 @@ from services.contracts.attribution_patching import (
 from services.contracts.direct_logit_attribution import (
     AttributedExample,
     DirectLogitOutcome,
-    DirectLogitTerms,
     NeuronContribution,
 )
+from services.contracts.direct_logit_terms import DirectLogitTerms
 from services.contracts.edge_attribution_patching import EdgeAttributionOutcome, EdgeCounts, EdgePair, ScoredEdge
 from services.contracts.feature_attribution import (
     AttributedFeature,
@@ -31,7 +31,14 @@ from services.contracts.integrated_gradients import IntegratedExample, Integrate
 from services.contracts.result import Baselines, PairTokens
 from services.contracts.site import SiteName
 from services.contracts.tensor import Estimate, InlineTensor, ScalarStatistic
+from tests.services.figures import features_changed
 from tests.services.figures.samples import CLEAN, CORRUPTED, about, estimate, ramp, tokens
+
+
+def direct_logit_of_features(count: int = 1, *, listed: bool = True) -> AttributionResult:
+    result = direct_logit(count)
+    assert isinstance(result.attribution, DirectLogitOutcome)
+    return result.model_copy(update={"attribution": features_changed.split(result.attribution, listed=listed)})
 
 
 def direct_logit(count: int = 1, *, split: bool = False) -> AttributionResult:

@@ -9,7 +9,7 @@ from services.contracts.errors import Conflict, ErrorCode, Refused
 from services.contracts.job import JobResult
 from services.figures.draw import draw
 from services.figures.sheet import MEDIA_TYPES, PNG
-from tests.services.figures import attributions, comparisons, generations, samples
+from tests.services.figures import attributions, comparisons, features_changed, generations, samples
 from tests.services.figures.reading import drawn, part, texts
 
 LAYERS_BY_POSITIONS = samples.patching(("layer", "position"), samples.ramp(3, 8))
@@ -29,6 +29,16 @@ RESULTS: dict[str, JobResult] = {
     "direct logit attribution of many": attributions.direct_logit(8),
     "direct logit attribution split": attributions.direct_logit(split=True),
     "direct logit attribution of many split": attributions.direct_logit(8, split=True),
+    "direct logit attribution of features": attributions.direct_logit_of_features(),
+    "direct logit attribution of features of many": attributions.direct_logit_of_features(8),
+    "direct logit attribution over the norm": attributions.direct_logit_of_features(listed=False),
+    "feature patching": features_changed.patching(),
+    "feature patching of many": features_changed.patching(8),
+    "feature patching by position": features_changed.patching(by_position=True),
+    "feature patching without estimates": features_changed.patching(slope=False),
+    "feature ablation": features_changed.ablation(),
+    "feature ablation of many": features_changed.ablation(8),
+    "feature ablation by position": features_changed.ablation(by_position=True),
     "features": samples.features(),
     "features asked for": samples.features(asked=True),
     "features over the prompt": samples.features(listed=False),
@@ -75,8 +85,11 @@ def test_every_kind_has_a_png(name: str) -> None:
     assert draw(RESULTS[name], PNG).startswith(b"\x89PNG")
 
 
-def test_no_kind_and_no_method_of_attribution_is_left_out() -> None:
+def test_no_kind_and_no_method_is_left_out() -> None:
     schema = TypeAdapter(JobResult).json_schema()
+    for kinds in ("AnyPatchingResult", "AnyAblationResult"):
+        names = {ref["$ref"].rpartition("/")[2] for ref in schema["$defs"][kinds]["oneOf"]}
+        assert names <= {type(result).__name__ for result in RESULTS.values()}
     outcomes = schema["$defs"]["AttributionResult"]["properties"]["attribution"]["discriminator"]["mapping"]
     drawn_outcomes = {result.attribution.type for result in RESULTS.values() if isinstance(result, AttributionResult)}
     assert {result.kind for result in RESULTS.values()} == set(schema["discriminator"]["mapping"])
@@ -137,6 +150,42 @@ def test_direct_logit_attribution_shows_the_splits_asked_for() -> None:
     splits = {"attention by position", "MLPs by position", "m2 neuron 77", "the 1 strongest neurons"}
     assert splits <= set(texts(drawn(attributions.direct_logit(split=True))))
     assert not splits & set(texts(drawn(attributions.direct_logit())))
+
+
+def test_patched_features_stand_below_the_parts_of_their_site() -> None:
+    picture = drawn(features_changed.patching())
+    shown = texts(part(picture, "panel-0"))
+    names = [text for text in shown if text.startswith(("feature ", "all features", "error", "both"))]
+    assert names == ["all features", "error ε", "both", "feature 7", "feature 42  ␣Paris", "feature 3"]
+    assert "normalized effect" in shown
+    assert {"named", "strongest", "exact effect"} <= set(texts(part(picture, "panel-1")))
+
+
+def test_features_by_position_are_a_map_with_the_tokens() -> None:
+    shown = texts(part(drawn(features_changed.patching(by_position=True)), "panel-0"))
+    assert {"feature 42  ␣Paris", "error ε", "When", "␣John/␣Mary"} <= set(shown)
+    assert {"feature 42", "all features", "When"} <= set(texts(drawn(features_changed.ablation(by_position=True))))
+
+
+def test_a_metric_without_a_slope_is_drawn_without_estimates() -> None:
+    shown = texts(drawn(features_changed.patching(slope=False)))
+    assert "no first-order estimate: the metric has no slope at the clean run" in shown
+    assert "exact effect" not in shown
+
+
+def test_one_pair_of_many_shows_its_own_features() -> None:
+    shown = texts(drawn(features_changed.patching(2, own=True), example=1))
+    assert {"pair 1 of 2 (from 0)", "effect on the metric", "feature 7"} <= set(shown)
+    assert "both" not in shown
+    assert "example 1 of 2 (from 0)" in texts(drawn(features_changed.ablation(2, own=True), example=1))
+
+
+def test_direct_logit_attribution_shows_the_features_beside_the_rest_of_their_site() -> None:
+    shown = texts(drawn(attributions.direct_logit_of_features()))
+    assert {"feature 7", "other features", "all features", "b_dec", "error ε", "outside the site"} <= set(shown)
+    over = texts(drawn(attributions.direct_logit_of_features(listed=False)))
+    assert "over the norm" in over
+    assert "other features" not in over
 
 
 def test_features_are_told_by_the_tokens_that_they_promote() -> None:
@@ -270,7 +319,9 @@ def test_one_pair_whose_effects_were_not_asked_for_is_a_conflict_that_names_the_
     with pytest.raises(Conflict, match="per_pair") as refusal:
         drawn(LAYERS_BY_HEADS, example=1)
     assert refusal.value.code == ErrorCode.NO_FIGURE
-    for result in (attributions.direct_logit(8), samples.ablation(8)):
+    with pytest.raises(Conflict, match="per_pair"):
+        drawn(features_changed.patching(8), example=1)
+    for result in (attributions.direct_logit(8), samples.ablation(8), features_changed.ablation(8)):
         with pytest.raises(Conflict, match="per_example"):
             drawn(result, example=1)
 

@@ -75,7 +75,11 @@ class Laboratory:
     def run(self, body: dict[str, Any], sae: SaeInUse | None = None) -> JobResult:
         """Run one job of an owner of its own: nothing that an earlier one computed is known."""
         spec = SPEC.validate_json(json.dumps(body))
-        context = MethodContext(
+        return run_method(spec, self.context(spec, sae))
+
+    def context(self, spec: JobSpec, sae: SaeInUse | None = None) -> MethodContext:
+        """What such a job is run with."""
+        return MethodContext(
             model=self.model(spec.model),
             engine=self.engine,
             ticket=JobTicket("job", owner=f"owner {next(self._owners)}"),
@@ -84,7 +88,6 @@ class Laboratory:
             sae=sae,
             on_tokens=self._on_tokens,
         )
-        return run_method(spec, context)
 
 
 @pytest.fixture(scope="session")

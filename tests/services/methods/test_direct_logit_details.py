@@ -11,7 +11,8 @@ from torch import Tensor
 
 from services.catalogue.resolve import Limits, resolve
 from services.contracts.attribution import AttributionResult
-from services.contracts.direct_logit_attribution import DirectLogitAttribution, DirectLogitOutcome, DirectLogitTerms
+from services.contracts.direct_logit_attribution import DirectLogitAttribution, DirectLogitOutcome
+from services.contracts.direct_logit_terms import DirectLogitTerms
 from services.contracts.errors import ErrorCode, InvalidSpec
 from services.contracts.model import SiteFacts
 from services.contracts.site import SiteName

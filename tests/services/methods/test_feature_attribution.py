@@ -5,58 +5,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
-from services.catalogue.catalogue import Catalogue
 from services.catalogue.resolve import Limits, resolve
 from services.contracts.attribution import AttributionResult
 from services.contracts.errors import ErrorCode, InvalidSpec
 from services.contracts.feature_attribution import FeatureAttributionOutcome
-from services.contracts.sae import SaeFacts
 from services.engine.engine import Engine
 from services.methods.context import SaeInUse
-from services.saes.sae import Relu, Sae, TopK
 from tests.brute_force import Reference
 from tests.services.methods.attribution_patching import PAIR
 from tests.services.methods.conftest import SPEC, Laboratory
-from tests.services.methods.saes import in_use
+from tests.services.methods.feature_reference import EXAMPLE, FEATURES, Plain, made, served
 
-FEATURES, D_MODEL, LAST = 64, 32, 2
+LAST = 2
 ALL = {"top_k": FEATURES, "check": {"top_k": FEATURES, "sampled": 0}}
 FIRST_ORDER = {"estimate": "gradient_x_activation"}
-EXAMPLE = {key: value for key, value in PAIR.items() if key in ("answer", "foil")} | {"prompt": PAIR["clean"]}
 ZERO = {"source": "zero"}
-
-
-def made(
-    site: str = "resid_post", layer: int = 1, *, sparse: bool = True, width: int = D_MODEL, **changes: Any
-) -> SaeInUse:
-    """A random SAE; without `sparse`, all of its features fire on everything."""
-    generator = torch.Generator().manual_seed(5)
-    weights: dict[str, Any] = {
-        "W_enc": torch.randn(width, FEATURES, generator=generator) / width**0.5,
-        "b_enc": torch.randn(FEATURES, generator=generator) + (0 if sparse else 10_000),
-        "W_dec": torch.randn(FEATURES, width, generator=generator) / width**0.5,
-        "b_dec": torch.randn(width, generator=generator),
-    }
-    rest: dict[str, Any] = {
-        "activation": TopK(8) if sparse else Relu(),
-        "apply_b_dec_to_input": True,
-        "hook_name": f"blocks.{layer}.hook_{site}",
-    }
-    sae = Sae(**{**weights, **rest, **changes})
-    return in_use(sae, site=site, layer=layer)
 
 
 def body(**method: Any) -> dict[str, Any]:
     inputs = {"examples": [EXAMPLE]} if method.get("source") == "zero" else {"pairs": [PAIR]}
     asked = {"type": "feature_attribution", "sae": "sae", **ALL, **method}
     return {"kind": "attribution", "model": "tiny-llama", "method": asked, **inputs}
-
-
-def served(laboratory: Laboratory, facts: SaeFacts) -> Catalogue:
-    return Catalogue(laboratory.catalogue.home, laboratory.catalogue.models, {"sae": facts})
 
 
 def run(laboratory: Laboratory, engine: Engine, used: SaeInUse, **method: Any) -> FeatureAttributionOutcome:
@@ -66,61 +36,9 @@ def run(laboratory: Laboratory, engine: Engine, used: SaeInUse, **method: Any) -
     return result.attribution
 
 
-class Plain:
-    """The same change worked out in float64, with nothing of lensd."""
-
-    def __init__(self, laboratory: Laboratory, used: SaeInUse, outcome: FeatureAttributionOutcome) -> None:
-        self.reference, self.sae = Reference(laboratory.folder("tiny-llama")), used.sae
-        self.place = (used.facts.site.value, used.facts.layer)
-        ran = outcome.runs[0]
-        self.base = ran.tokens.ids
-        self.x = self._at_site(self.base)
-        self.f = self._features(self.x)
-        if ran.source_tokens is None:
-            self.other, source = self.sae.b_dec.double().expand_as(self.x), torch.zeros_like(self.f)
-        else:
-            self.other = self._at_site(ran.source_tokens.ids)
-            source = self._features(self.other)
-        limit = self.sae.norm_threshold or torch.inf
-        kept = self.x.norm(dim=1) <= limit
-        if ran.source_tokens is not None:
-            kept &= self.other.norm(dim=1) <= limit
-        self.changed = (source - self.f) * kept[:, None]
-        self.whole = (self.other - self.x) * kept[:, None]
-        self.left_out = tuple((~kept).nonzero().flatten().tolist())
-        read = laboratory.catalogue.tokenizer("tiny-llama").read
-        self.answer, self.foil = (read(PAIR[name], bos=False).ids[0] for name in ("answer", "foil"))
-
-    def _at_site(self, tokens: Any) -> Tensor:
-        taken: Tensor = self.reference.activations(tokens, [self.place])[self.place]
-        return taken
-
-    def _features(self, x: Tensor) -> Tensor:
-        pre = (x - self.sae.b_dec.double()) @ self.sae.W_enc.double() + self.sae.b_enc.double()
-        if self.sae.k is None:
-            return pre.relu()
-        least = pre.sort(dim=1, descending=True).values[:, self.sae.k - 1 :][:, :1]
-        return torch.where(pre >= least, pre.relu(), 0.0)
-
-    def metric(self, logits: Tensor) -> Tensor:
-        difference: Tensor = logits[-1, self.answer] - logits[-1, self.foil]
-        return difference
-
-    def effect(self, added: Tensor) -> float:
-        """m with `added` at the site, minus m."""
-        patched = self.reference.logits(self.base, {self.place: lambda x: x + added})
-        return float(self.metric(patched) - self.metric(self.reference.logits(self.base)))
-
-    def of_feature(self, index: int) -> Tensor:
-        added: Tensor = self.changed[:, index, None] * self.sae.W_dec[index].double()
-        return added
-
-    def error(self) -> Tensor:
-        left: Tensor = self.whole - self.changed @ self.sae.W_dec.double()
-        return left
-
-    def gradient(self) -> Tensor:
-        return self.reference.gradients(self.base, [self.place], self.metric)[self.place]
+def plainly(laboratory: Laboratory, used: SaeInUse, outcome: FeatureAttributionOutcome) -> Plain:
+    (ran,) = outcome.runs
+    return Plain(laboratory, used, ran.tokens.ids, None if ran.source_tokens is None else ran.source_tokens.ids)
 
 
 CASES = [
@@ -136,7 +54,7 @@ def test_first_order_effects_are_the_change_times_the_gradient(
 ) -> None:
     used = made(site, layer)
     outcome = run(laboratory, engine, used, **FIRST_ORDER, **method, by_position=True)
-    plain = Plain(laboratory, used, outcome)
+    plain = plainly(laboratory, used, outcome)
     gradient = plain.gradient()
     want = plain.changed * (gradient @ used.sae.W_dec.double().T)
     indices = [feature.index for feature in outcome.features]
@@ -155,7 +73,7 @@ def test_the_exact_check_is_a_plain_forward_with_the_activation_changed(
 ) -> None:
     used = made(site, layer)
     outcome = run(laboratory, engine, used, **FIRST_ORDER, **method)
-    plain = Plain(laboratory, used, outcome)
+    plain = plainly(laboratory, used, outcome)
     for cell in outcome.check.cells[:6]:
         assert cell.exact == pytest.approx(plain.effect(plain.of_feature(cell.index)), abs=1e-4)
     assert outcome.error.exact.mean == pytest.approx(plain.effect(plain.error()), abs=1e-4)
@@ -171,7 +89,7 @@ def test_features_and_error_add_up_to_the_gradient_times_the_whole_change(
 ) -> None:
     used = made()
     outcome = run(laboratory, engine, used, **FIRST_ORDER)
-    plain = Plain(laboratory, used, outcome)
+    plain = plainly(laboratory, used, outcome)
     want = float((plain.whole * plain.gradient()).sum())
     assert outcome.total.estimated.mean == pytest.approx(want, rel=1e-4, abs=1e-4)
     parts = sum(feature.effect.mean for feature in outcome.features) + outcome.error.estimated.mean
@@ -186,10 +104,10 @@ def test_more_steps_of_integrated_gradients_leave_less_of_the_change_unexplained
 
 
 def test_tokens_over_the_norm_threshold_are_flagged_and_left_untouched(laboratory: Laboratory, engine: Engine) -> None:
-    whole = Plain(laboratory, made(), run(laboratory, engine, made(), **FIRST_ORDER, **ZERO))
+    whole = plainly(laboratory, made(), run(laboratory, engine, made(), **FIRST_ORDER, **ZERO))
     used = made(norm_threshold=float(whole.x.norm(dim=1).median()))
     outcome = run(laboratory, engine, used, **FIRST_ORDER, **ZERO, by_position=True)
-    plain = Plain(laboratory, used, outcome)
+    plain = plainly(laboratory, used, outcome)
     (ran,) = outcome.runs
     assert ran.left_out == plain.left_out
     assert 0 < len(ran.left_out) < len(ran.tokens.ids)

@@ -14,10 +14,18 @@ from services.engine.weights import Weights
 from services.methods.sae_places import SaePlaces
 from services.saes.sae import Sae, TopK
 from tests.brute_force import Reference
+from tests.services.methods.attribution_patching import array
 from tests.services.methods.conftest import Laboratory
+from tests.services.methods.feature_reference import Plain, made
 from tests.services.methods.saes import in_use
-from tests.services.methods.test_feature_attribution import FIRST_ORDER, ZERO, Plain, made
+from tests.services.methods.test_feature_ablation import body as asked_ablation
+from tests.services.methods.test_feature_ablation import run as ablate
+from tests.services.methods.test_feature_attribution import FIRST_ORDER, ZERO, plainly
 from tests.services.methods.test_feature_attribution import run as attribute
+from tests.services.methods.test_feature_patching import at
+from tests.services.methods.test_feature_patching import body as asked_patch
+from tests.services.methods.test_feature_patching import plainly as plainly_patched
+from tests.services.methods.test_feature_patching import run as patch
 from tests.services.methods.test_generation import FEATURE, PLAIN, added, assert_scores, clamped, from_first, greedy
 from tests.services.methods.test_sae_evaluation import Evaluated, assert_equal, brute_force
 
@@ -111,7 +119,7 @@ def test_attribution_at_z_is_the_change_times_the_gradient_and_checks_exactly(
 ) -> None:
     used = made("z", 1, width=48)
     outcome = attribute(laboratory, engine, used, **FIRST_ORDER, **method)
-    plain = Plain(laboratory, used, outcome)
+    plain = plainly(laboratory, used, outcome)
     want = plain.changed * (plain.gradient() @ used.sae.W_dec.double().T)
     indices = [feature.index for feature in outcome.features]
     scale = float(want.abs().max())
@@ -121,6 +129,27 @@ def test_attribution_at_z_is_the_change_times_the_gradient_and_checks_exactly(
     for cell in outcome.check.cells[:4]:
         assert cell.exact == pytest.approx(plain.effect(plain.of_feature(cell.index)), abs=1e-4)
     assert outcome.total.exact.mean == pytest.approx(plain.effect(plain.whole), abs=1e-4)
+
+
+def test_features_of_z_are_patched_at_each_position_as_a_plain_run_patches_them(
+    laboratory: Laboratory, engine: Engine
+) -> None:
+    used = made("z", 1, width=48)
+    result = patch(laboratory, engine, used, asked_patch(by_position=True, top_k=3))
+    plain = plainly_patched(laboratory, used, result)
+    for row, feature in zip(array(result.effects), result.features, strict=True):
+        added = plain.of_feature(feature.index)
+        want = [plain.effect(at(plain, [position], added)) for position in range(len(plain.base))]
+        np.testing.assert_allclose(row, want, atol=1e-4)
+
+
+def test_a_feature_of_z_is_ablated_as_a_plain_run_without_it(laboratory: Laboratory, engine: Engine) -> None:
+    used = made("z", 1, width=48)
+    result = ablate(laboratory, engine, used, asked_ablation(top_k=3))
+    plain = Plain(laboratory, used, result.examples[0].tokens.ids, None)
+    want = [plain.effect(plain.of_feature(feature.index)) for feature in result.features]
+    np.testing.assert_allclose(array(result.effects), want, atol=1e-4)
+    assert np.abs(array(result.effects)).max() > 0
 
 
 @pytest.mark.parametrize("operation", ["add", "clamp"])
