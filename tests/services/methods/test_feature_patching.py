@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from services.catalogue.catalogue import sae_folder
 from services.catalogue.resolve import Limits, resolve
 from services.contracts.errors import ErrorCode, InvalidSpec
 from services.contracts.feature_patching import FeaturePatchingResult
 from services.contracts.tensor import Statistic
 from services.engine.engine import Engine
 from services.methods.context import SaeInUse
+from services.saes.bundle import load_sae
 from tests.brute_force import Reference
+from tests.conftest import MODEL, SAE
 from tests.services.methods.attribution_patching import PAIR, array
 from tests.services.methods.conftest import SPEC, Laboratory
 from tests.services.methods.feature_reference import FEATURES, Plain, made, served
@@ -277,3 +280,16 @@ def test_pairs_of_different_lengths_are_not_patched_by_position(laboratory: Labo
     with pytest.raises(InvalidSpec) as refusal:
         resolve(SPEC.validate_json(json.dumps(asked)), served(laboratory, made().facts), Limits())
     assert [violation.code for violation in refusal.value.violations] == [ErrorCode.UNEQUAL_LENGTHS]
+
+
+def test_features_of_the_shipped_sae_restore_most_of_the_ioi_answer(smollm2: Laboratory) -> None:
+    """Behind layer 15 the second name still decides, and the SAE's features hold most of what it says."""
+    sae = load_sae(sae_folder(smollm2.catalogue.home, SAE))
+    asked = body(sae=SAE, top_k=5) | {"model": MODEL}
+    result: Any = smollm2.run(asked, SaeInUse(sae, smollm2.catalogue.sae(SAE)))
+    (pair,) = result.pairs
+    assert pair.baselines.clean == pytest.approx(4.62, abs=0.02), "with BOS, as the SAE was trained"
+    assert pair.baselines.corrupted == pytest.approx(-3.67, abs=0.02)
+    assert float(array(result.parts.both.normalized)) == pytest.approx(1.0, abs=1e-3)
+    assert float(array(result.parts.features.normalized)) > 0.8
+    assert float(array(result.parts.error.normalized)) < 0.15
