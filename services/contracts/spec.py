@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from services.contracts.base import CatalogueId, Request
+from services.contracts.base import CatalogueId, Request, WebhookId
 from services.contracts.errors import Violation
 from services.contracts.inputs import Inputs
 from services.contracts.metric import Metric
@@ -47,6 +47,9 @@ class Spec(Request):
         bool,
         Field(description="Whether an earlier result of the same job may answer. None is kept for that yet."),
     ] = True
+    webhook: Annotated[
+        WebhookId | None, Field(description="The endpoint that is told when the job ends, one of your own.")
+    ] = None
     bos: Annotated[
         bool | None,
         Field(description="Prepend BOS to text prompts; null leaves it to the SAE's rule, else the tokenizer's own."),
