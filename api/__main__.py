@@ -21,12 +21,15 @@ from services.adapters.folder_blobs import FolderBlobs
 from services.adapters.redis_audit import RedisAuditLog
 from services.adapters.redis_blobs import RedisBlobs
 from services.adapters.redis_client import UnsuitableServerError, check_server, make_client
+from services.adapters.redis_deliveries import RedisDeliveries
 from services.adapters.redis_doorbell import RedisDoorbell
 from services.adapters.redis_events import RedisJobEvents
 from services.adapters.redis_jobs import RedisJobStore
 from services.adapters.redis_keys import RedisKeyStore
 from services.adapters.redis_labels import RedisLabelStore
+from services.adapters.redis_webhooks import RedisWebhookStore
 from services.adapters.redis_workers import RedisWorkers
+from services.adapters.webhook_poster import HttpPoster
 from services.catalogue.catalogue import open_catalogue
 from services.catalogue.feature_index import open_prepared
 from services.catalogue.feature_indexes import FeatureIndexes
@@ -36,6 +39,8 @@ from services.jobs.policy import JobPolicy
 from services.jobs.reaper import Reaper
 from services.tenants.handover import hand_over
 from services.tenants.keys import ensure_first_key
+from services.webhooks.courier import Courier
+from services.webhooks.urls import UrlRules
 
 log = logging.getLogger("api")
 
@@ -75,6 +80,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         keys=RedisKeyStore(client),
         labels=RedisLabelStore(client),
         audit=RedisAuditLog(client),
+        webhooks=RedisWebhookStore(client),
         catalogue=catalogue,
         features=FeatureIndexes(catalogue, partial(open_prepared, catalogue)),
         limits=Limits(
@@ -84,12 +90,15 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         ),
         pool=settings.pool,
         tenants=settings.tenant_limits(),
+        webhook_urls=UrlRules(settings.webhook_hosts),
     )
     reaper = Reaper(services.store, services.blobs, services.doorbell, every_s=policy.reap_every_s)
+    poster = HttpPoster(services.webhook_urls)
+    courier = Courier(RedisDeliveries(client), services.webhooks, services.store, poster)
 
     @asynccontextmanager
     async def background(_app: FastAPI) -> AsyncIterator[None]:
-        async with events:
+        async with events, courier:
             reaper.start()
             try:
                 yield

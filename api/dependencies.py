@@ -19,7 +19,7 @@ from services.tenants.audit import AuditLog
 from services.tenants.keys import ApiKey, KeyStore
 from services.tenants.limits import DEFAULTS, TenantLimits
 from services.webhooks.store import WebhookStore
-from services.webhooks.urls import UrlRules
+from services.webhooks.urls import PUBLIC_ONLY, UrlRules
 
 _CONCURRENT_READS = 2
 """Bodies parsed and tokenised at once: both are pure computation, so more would only crowd out the small requests."""
@@ -47,7 +47,8 @@ class GatewayServices:
     pool: str
     """The worker pool that jobs go to."""
     tenants: TenantLimits = DEFAULTS
-    webhook_urls: UrlRules = UrlRules()
+    webhook_urls: UrlRules = PUBLIC_ONLY
+    """Where webhooks may lead."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process is asked to stop: whoever waits for a job then answers with what there is."""
     _reading: CapacityLimiter = field(init=False, default_factory=lambda: CapacityLimiter(_CONCURRENT_READS))

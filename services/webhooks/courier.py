@@ -11,6 +11,7 @@ One runs in every gateway process. Should it die between 3 and 4, the lease ends
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
@@ -54,6 +55,7 @@ class Courier:
         self._poster = poster
         self._clock = clock
         self._under_way: set[asyncio.Task[None]] = set()
+        self._freed = asyncio.Event()
         self._round: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -64,7 +66,7 @@ class Courier:
         if self._round is not None:
             await _end(self._round)
         if self._under_way:
-            _, late = await asyncio.wait(self._under_way, timeout=PARTING_S)
+            _done, late = await asyncio.wait(self._under_way, timeout=PARTING_S)
             for task in late:
                 await _end(task)
 
@@ -75,7 +77,7 @@ class Courier:
         for delivery in claimed:
             task = asyncio.create_task(self._deliver(delivery))
             self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
+            task.add_done_callback(self._done_with)
         return len(claimed)
 
     async def idle(self) -> None:
@@ -83,8 +85,13 @@ class Courier:
         while self._under_way:
             await asyncio.wait(self._under_way)
 
+    def _done_with(self, task: "asyncio.Task[None]") -> None:
+        self._under_way.discard(task)
+        self._freed.set()
+
     async def _go_round(self) -> None:
         while True:
+            self._freed.clear()
             try:
                 started = await self.round()
             except Unavailable as error:
@@ -94,7 +101,8 @@ class Courier:
                 _log.exception("a round of the courier failed")
                 started = 0
             if not started:
-                await asyncio.sleep(LOOK_EVERY_S)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._freed.wait(), LOOK_EVERY_S)
 
     async def _deliver(self, delivery: Delivery) -> None:
         try:
@@ -129,7 +137,7 @@ class Courier:
             reason=reply.failure,
             next_attempt_at=None if pause is None else now + timedelta(seconds=pause),
         )
-        _log.info("%s", outcome.outcome, extra={"fields": _told(delivery, endpoint, outcome)})
+        _log.info("%s: %s", delivery.id, outcome.outcome, extra={"fields": _told(delivery, endpoint, outcome)})
         return Settlement(pause, outcome, disable=reply.gone)
 
     async def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
@@ -156,7 +164,6 @@ def message_about(job: JobRecord) -> bytes:
 def _told(delivery: Delivery, endpoint: Endpoint, outcome: DeliveryOutcome) -> Mapping[str, object]:
     """What a line of the log says: the URL is the tenant's, and may hold a secret."""
     return {
-        "message_id": delivery.id,
         "webhook": endpoint.id,
         "attempt": delivery.attempt,
         "status": outcome.status,

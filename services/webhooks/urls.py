@@ -68,6 +68,9 @@ class UrlRules:
         return (target, "") if trusted else _public(target)
 
 
+PUBLIC_ONLY = UrlRules()
+
+
 def trusted_hosts(hosts: Iterable[str]) -> frozenset[str]:
     """What the operator trusts, as `UrlRules` compares it; raises ValueError on what is no host."""
     trusted = frozenset(host.strip().lower() for host in hosts if host.strip())
