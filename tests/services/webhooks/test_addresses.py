@@ -70,8 +70,20 @@ def test_an_operator_may_let_tenants_reach_hosts_of_its_own(address: str) -> Non
 
 @pytest.mark.parametrize(
     "address",
-    ["169.254.169.254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::", "fe80::1", "168.63.129.16"]
-    + ["0.0.0.0", "::", "224.0.0.1", "ff02::1", "fd00:ec2::254", "localhost"],
+    [
+        "169.254.169.254",
+        "::ffff:169.254.169.254",
+        "64:ff9b::a9fe:a9fe",
+        "2002:a9fe:a9fe::",
+        "fe80::1",
+        "168.63.129.16",
+        "0.0.0.0",
+        "::",
+        "224.0.0.1",
+        "ff02::1",
+        "fd00:ec2::254",
+        "localhost",
+    ],
 )
 def test_not_even_an_operators_word_leads_to_where_clouds_keep_credentials(address: str) -> None:
     assert not may_be_trusted(address)

@@ -97,8 +97,14 @@ def test_a_host_that_the_operator_trusts_needs_neither_tls_nor_a_public_address(
 
 @pytest.mark.parametrize(
     "url",
-    ["http://127.0.0.1:8081/", "http://127.0.0.1/", "http://a.hooks.internal/", "http://hooks.internal.evil.com/"]
-    + ["http://hooks.internal@evil.com/", "http://127.1:8080/"],
+    [
+        "http://127.0.0.1:8081/",
+        "http://127.0.0.1/",
+        "http://a.hooks.internal/",
+        "http://hooks.internal.evil.com/",
+        "http://hooks.internal@evil.com/",
+        "http://127.1:8080/",
+    ],
 )
 def test_trust_in_one_host_and_port_is_no_trust_in_another(url: str) -> None:
     with pytest.raises(InvalidSpec):
