@@ -63,7 +63,8 @@ class HttpPoster:
         except (TimeoutError, httpcore.TimeoutException):
             return Reply(reason="timed_out")
         except httpcore.ConnectError as error:
-            return Reply(reason="tls_failed" if isinstance(error.__cause__, ssl.SSLError) else "connection_failed")
+            # The pool raises it anew without its cause.
+            return Reply(reason="tls_failed" if isinstance(error.__context__, ssl.SSLError) else "connection_failed")
         except httpcore.NetworkError:
             return Reply(reason="connection_failed")
         except httpcore.ProtocolError:
@@ -95,7 +96,7 @@ class HttpPoster:
 
 
 class SystemResolver:
-    """The machine's own, in threads: a slow name server holds up other lookups only when very many are slow."""
+    """The machine's own, in threads, which are left behind when a name server takes longer than a try may."""
 
     def __init__(self) -> None:
         self._limiter: anyio.CapacityLimiter | None = None
