@@ -48,12 +48,14 @@ class Courier:
         jobs: JobStore,
         poster: Poster,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        parting_s: float = PARTING_S,
     ) -> None:
         self._deliveries = deliveries
         self._webhooks = webhooks
         self._jobs = jobs
         self._poster = poster
         self._clock = clock
+        self._parting_s = parting_s
         self._under_way: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
         self._round: asyncio.Task[None] | None = None
@@ -66,7 +68,7 @@ class Courier:
         if self._round is not None:
             await _end(self._round)
         if self._under_way:
-            _done, late = await asyncio.wait(self._under_way, timeout=PARTING_S)
+            _done, late = await asyncio.wait(self._under_way, timeout=self._parting_s)
             for task in late:
                 await _end(task)
 
