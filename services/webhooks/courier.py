@@ -47,6 +47,7 @@ class Courier:
         webhooks: WebhookStore,
         jobs: JobStore,
         poster: Poster,
+        *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         parting_s: float = PARTING_S,
     ) -> None:
