@@ -23,7 +23,7 @@ from api.routes import ROUTERS
 from api.routes.features import FeatureList
 from api.routes.keys import KeyRequest, RotationRequest
 from api.routes.models import TokenizeRequest
-from api.routes.webhooks import WebhookRequest, WebhookRotationRequest
+from api.routes.webhooks import MESSAGES, WebhookRequest, WebhookRotationRequest
 from services.contracts.feature_card import FeatureCard
 from services.contracts.job import JobResult, JobSpec, JobView
 from services.contracts.label import LabelLine, LabelRequest
@@ -87,6 +87,7 @@ def describe() -> dict[str, Any]:
         raise ValueError(f"{sorted(split)} are both asked and answered: give each its own model")
     schemas = {name: _answered(schema) for name, schema in answers.items()} | requests
     document["components"]["schemas"] = dict(sorted(schemas.items()))
+    document["webhooks"] = dict(MESSAGES)
     return document
 
 

@@ -79,6 +79,34 @@ class WebhookList(Contract):
 _EXAMPLES = {"pipeline": {"url": "https://hooks.example.com/lensd", "description": "nightly evaluations"}}
 _ROTATION_EXAMPLES = {"one_day": {"overlap_s": DAY_S}}
 
+_HEADERS = {
+    "webhook-id": "The message's name, the same at every try.",
+    "webhook-timestamp": "When this try was made, in seconds since 1970.",
+    "webhook-signature": "`v1,` and the base64 of HMAC-SHA256 over `{id}.{timestamp}.{body}`; one for each good secret, "
+    "separated by spaces.",
+}
+MESSAGES: Mapping[str, Any] = {
+    "job_ended": {
+        "post": {
+            "operationId": "job_ended",
+            "tags": ["webhooks"],
+            "summary": "A job has ended",
+            "description": "What lensd posts to the endpoint that a job named as `webhook`, at least once.",
+            "security": [],
+            "parameters": [
+                {"name": name, "in": "header", "required": True, "description": text, "schema": {"type": "string"}}
+                for name, text in _HEADERS.items()
+            ],
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobEnded"}}},
+            },
+            "responses": {"2XX": {"description": "Taken."}, "410": {"description": "Gone: send nothing any more."}},
+        }
+    }
+}
+"""What is sent, for the document."""
+
 _body = BodyParser(TypeAdapter(WebhookRequest))
 _rotation_body = BodyParser(TypeAdapter(WebhookRotationRequest))
 

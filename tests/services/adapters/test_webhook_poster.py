@@ -112,7 +112,8 @@ async def test_a_url_that_the_rules_no_longer_accept_is_not_even_looked_up(url: 
     network, resolver = NoNetwork(), Resolver([PUBLIC_A])
     reply = await post(HttpPoster(PUBLIC_ONLY, resolver, network=network), url)
     assert (reply.status, reply.reason) == (None, "url_not_allowed")
-    assert resolver.asked == network.asked == []
+    assert resolver.asked == []
+    assert network.asked == []
 
 
 @pytest.mark.parametrize(
