@@ -40,6 +40,7 @@ from services.jobs.reaper import Reaper
 from services.tenants.handover import hand_over
 from services.tenants.keys import ensure_first_key
 from services.webhooks.courier import Courier
+from services.webhooks.courier_thread import CourierThread
 from services.webhooks.urls import UrlRules
 
 log = logging.getLogger("api")
@@ -94,16 +95,17 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
     )
     reaper = Reaper(services.store, services.blobs, services.doorbell, every_s=policy.reap_every_s)
     poster = HttpPoster(services.webhook_urls)
-    courier = Courier(RedisDeliveries(client), services.webhooks, services.store, poster)
+    courier = CourierThread(Courier(RedisDeliveries(client), services.webhooks, services.store, poster))
 
     @asynccontextmanager
     async def background(_app: FastAPI) -> AsyncIterator[None]:
-        async with events, courier:
+        async with events:
             reaper.start()
+            courier.start()
             try:
                 yield
             finally:
-                await asyncio.to_thread(reaper.stop)
+                await asyncio.gather(asyncio.to_thread(courier.stop), asyncio.to_thread(reaper.stop))
         client.close()
 
     return services, create_app(services, RequestLimits(settings.max_body, settings.max_lines), background)

@@ -82,8 +82,8 @@ _ROTATION_EXAMPLES = {"one_day": {"overlap_s": DAY_S}}
 _HEADERS = {
     "webhook-id": "The message's name, the same at every try.",
     "webhook-timestamp": "When this try was made, in seconds since 1970.",
-    "webhook-signature": "`v1,` and the base64 of HMAC-SHA256 over `{id}.{timestamp}.{body}`; one for each good secret, "
-    "separated by spaces.",
+    "webhook-signature": "`v1,` and the base64 of HMAC-SHA256 over `{id}.{timestamp}.{body}`; one for each secret that "
+    "is good, with spaces between them.",
 }
 MESSAGES: Mapping[str, Any] = {
     "job_ended": {

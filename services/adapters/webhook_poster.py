@@ -4,32 +4,36 @@
 2. look up its host, once; every address must be one that may be reached, or none is;
 3. connect to one of these very addresses: a name that changes its mind meanwhile changes nothing. The certificate is
    checked against the host's name all the same;
-4. post; follow nothing, go through no proxy, read little of the answer, and take `TIMEOUT_S` for all of it.
+4. post; follow nothing, go through no proxy, read little of the answer, and take `TIMEOUT_S` for all of it. The status
+   decides: what comes after it is read out of courtesy.
 
 httpcore is used as it is: unlike a full client it knows neither redirects nor proxies, cookies nor the environment.
 """
 
+import asyncio
 import socket
 import ssl
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from ipaddress import ip_address
 from typing import Any
 
 import anyio
-import anyio.to_thread
 import httpcore
 
 from services.contracts.errors import InvalidSpec
 from services.webhooks.poster import TIMEOUT_S, Reply
 from services.webhooks.urls import Target, UrlRules
 
-MAX_ANSWER_BYTES = 65_536
-"""Read of an answer, so that a receiver can send one in peace; none of it is kept."""
+MAX_ANSWER_BYTES = 32_768
+"""Read from a receiver, interim answers and headers included. Its status is all that is kept."""
 
-_CONCURRENT_LOOKUPS = 16
 _CONNECT_TIMEOUT_S = 5.0
+_READING_ON_S = 1.0
+"""How long a receiver may go on sending after its status, before the connection is closed on it."""
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """From a host and a port to all its addresses; raises OSError when there are none."""
@@ -85,7 +89,7 @@ class HttpPoster:
             httpcore.AsyncConnectionPool(ssl_context=self._tls, network_backend=network) as pool,
             pool.stream("POST", url, headers=list(sent.items()), content=body) as response,
         ):
-            await _read_some(response)
+            await _read_on(response)
             return Reply(status=response.status)
 
     async def _addresses(self, target: Target) -> Sequence[str]:
@@ -96,16 +100,33 @@ class HttpPoster:
 
 
 class SystemResolver:
-    """The machine's own, in threads, which are left behind when a name server takes longer than a try may."""
-
-    def __init__(self) -> None:
-        self._limiter: anyio.CapacityLimiter | None = None
+    """The machine's own, in threads that a slow name server may hold: they end by themselves, and hold up nothing."""
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
-        self._limiter = self._limiter or anyio.CapacityLimiter(_CONCURRENT_LOOKUPS)
-        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-        found = await anyio.to_thread.run_sync(look_up, limiter=self._limiter, abandon_on_cancel=True)
-        return list(dict.fromkeys(str(address[0]) for *_, address in found))
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[Sequence[str]] = loop.create_future()
+
+        def tell(answer: Sequence[str] | Exception) -> None:
+            if found.done():
+                return
+            if isinstance(answer, Exception):
+                found.set_exception(answer)
+            else:
+                found.set_result(answer)
+
+        def look_up() -> None:
+            answer: Sequence[str] | Exception
+            try:
+                entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                answer = list(dict.fromkeys(str(address[0]) for *_, address in entries))
+            except (OSError, UnicodeError) as error:
+                answer = error
+            # The loop is closed when the process ends meanwhile.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(tell, answer)
+
+        threading.Thread(target=look_up, name="look-up", daemon=True).start()
+        return await found
 
 
 class _Checked(httpcore.AsyncNetworkBackend):
@@ -124,18 +145,51 @@ class _Checked(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         del host, timeout
+        connect = partial(
+            self._network.connect_tcp,
+            port=port,
+            timeout=_CONNECT_TIMEOUT_S,
+            local_address=local_address,
+            socket_options=socket_options,
+        )
         *others, last = self._addresses
         for address in others:
-            try:
-                return await self._network.connect_tcp(address, port, _CONNECT_TIMEOUT_S, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout):
-                continue
-        return await self._network.connect_tcp(last, port, _CONNECT_TIMEOUT_S, local_address, socket_options)
+            with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
+                return _Bounded(await connect(address))
+        return _Bounded(await connect(last))
 
 
-async def _read_some(response: httpcore.Response) -> None:
-    read = 0
-    async for chunk in response.aiter_stream():
-        read += len(chunk)
-        if read > MAX_ANSWER_BYTES:
-            return
+class _Bounded(httpcore.AsyncNetworkStream):
+    """Breaks off a receiver that sends more than `MAX_ANSWER_BYTES`: interim answers, say, without end."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self._left = MAX_ANSWER_BYTES
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if not self._left:
+            raise httpcore.ReadError("the answer is too long")
+        data = await self._stream.read(min(max_bytes, self._left), timeout)
+        self._left -= len(data)
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        return _Bounded(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+async def _read_on(response: httpcore.Response) -> None:
+    """So that a receiver can finish its answer in peace, if it is a short one."""
+    with anyio.move_on_after(_READING_ON_S), suppress(httpcore.NetworkError, httpcore.ProtocolError):
+        async for _ in response.aiter_stream():
+            pass

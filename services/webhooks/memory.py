@@ -1,8 +1,9 @@
 """The fakes of the endpoint store and of the queue of messages, for tests."""
 
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from services.contracts.webhook import DeliveryOutcome
@@ -74,24 +75,27 @@ class MemoryDeliveries:
     def __init__(self, webhooks: MemoryWebhookStore, clock: Clock = lambda: datetime.now(UTC)) -> None:
         self._webhooks = webhooks
         self._clock = clock
+        self._lock = threading.RLock()
         self._messages: dict[str, _Message] = {}
 
     def queue(self, job: NewJob, record: JobRecord) -> None:
         endpoint_id = job.ties.webhook
         if endpoint_id is not None and self._webhooks.get(endpoint_id) is not None:
             delivery = Delivery(message_id_of(record.id), record.owner, endpoint_id, record.id, attempt=0)
-            self._messages[delivery.id] = _Message(delivery, self._clock())
+            with self._lock:
+                self._messages[delivery.id] = _Message(delivery, self._clock())
 
     def claim(self, at_most: int, lease_s: float) -> Sequence[Delivery]:
         claimed: list[Delivery] = []
-        while len(claimed) < at_most and (turn := self._turn()):
-            for message in turn[: at_most - len(claimed)]:
-                before = message.delivery
-                attempt = before.attempt + 1
-                message.delivery = Delivery(before.id, before.owner, before.endpoint_id, before.job_id, attempt)
-                message.due = message.held_until = self._clock() + timedelta(seconds=lease_s)
-                claimed.append(message.delivery)
+        with self._lock:
+            while len(claimed) < at_most and (turn := self._turn()):
+                claimed += [self._take(message, lease_s) for message in turn[: at_most - len(claimed)]]
         return claimed
+
+    def _take(self, message: _Message, lease_s: float) -> Delivery:
+        message.delivery = replace(message.delivery, attempt=message.delivery.attempt + 1)
+        message.due = message.held_until = self._clock() + timedelta(seconds=lease_s)
+        return message.delivery
 
     def _turn(self) -> list[_Message]:
         """The next due message of every owner who may have one more under way."""
@@ -108,16 +112,18 @@ class MemoryDeliveries:
         return sum(until is not None and until > now for until in held)
 
     def settle(self, delivery: Delivery, settlement: Settlement) -> bool:
-        message = self._messages.get(delivery.id)
-        if message is None or message.delivery.attempt != delivery.attempt:
-            return False
-        if settlement.again_in_s is None:
-            del self._messages[delivery.id]
-        else:
-            message.due = self._clock() + timedelta(seconds=settlement.again_in_s)
-            message.held_until = None
-        self._webhooks.note(delivery.endpoint_id, settlement, self._clock())
-        return True
+        with self._lock:
+            message = self._messages.get(delivery.id)
+            if message is None or message.delivery.attempt != delivery.attempt:
+                return False
+            if settlement.again_in_s is None:
+                del self._messages[delivery.id]
+            else:
+                message.due = self._clock() + timedelta(seconds=settlement.again_in_s)
+                message.held_until = None
+            self._webhooks.note(delivery.endpoint_id, settlement, self._clock())
+            return True
 
     def waiting(self, owner: str) -> int:
-        return sum(each.delivery.owner == owner for each in self._messages.values())
+        with self._lock:
+            return sum(each.delivery.owner == owner for each in self._messages.values())
