@@ -55,6 +55,7 @@ class HttpPoster:
         self._tls = tls or httpcore.default_ssl_context()
         self._network = network or httpcore.AnyIOBackend()
         self._timeout_s = timeout_s
+        self._user_agent = f"lensd/{version('lensd')}"
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Reply:
         try:
@@ -83,7 +84,7 @@ class HttpPoster:
             return Reply(reason="address_not_allowed")
         network = _Checked(addresses, self._network)
         url = httpcore.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path)
-        sent = {"user-agent": f"lensd/{version('lensd')}", "content-length": str(len(body)), **headers}
+        sent = {"user-agent": self._user_agent, "content-length": str(len(body)), **headers}
         # A pool of its own: a connection that is kept would escape the next message's check.
         async with (
             httpcore.AsyncConnectionPool(ssl_context=self._tls, network_backend=network) as pool,

@@ -21,7 +21,7 @@ from services.jobs.ports import JobStore
 from services.jobs.record import JobRecord
 from services.webhooks.endpoint import Endpoint
 from services.webhooks.poster import TIMEOUT_S, Poster, Reply
-from services.webhooks.schedule import pause_after
+from services.webhooks.schedule import MAX_TRIES, pause_after
 from services.webhooks.signing import signed_headers
 from services.webhooks.store import Deliveries, Delivery, Settlement, WebhookStore
 
@@ -116,6 +116,9 @@ class Courier:
             _log.exception("delivering %s failed", delivery.id)
 
     async def _try(self, delivery: Delivery) -> Settlement:
+        # So that a record which cannot be read, or a courier that always dies over it, does not come back for ever.
+        if delivery.attempt > MAX_TRIES:
+            return Settlement()
         endpoint = await asyncio.to_thread(self._webhooks.get, delivery.endpoint_id)
         job = await asyncio.to_thread(self._jobs.get, delivery.job_id)
         if endpoint is None or endpoint.disabled_at is not None or job is None or not job.status.terminal:

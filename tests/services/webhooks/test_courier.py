@@ -12,9 +12,9 @@ from services.contracts.errors import ErrorCode, Unavailable
 from services.contracts.job import JobError
 from services.jobs.record import Failed, Size
 from services.webhooks.courier import LEASE_S, Courier
-from services.webhooks.endpoint import new_secret
+from services.webhooks.endpoint import Endpoint, new_secret
 from services.webhooks.poster import TIMEOUT_S, Reply
-from services.webhooks.schedule import PAUSES_S
+from services.webhooks.schedule import MAX_TRIES, PAUSES_S
 from services.webhooks.signing import signed_headers
 from services.webhooks.store import Delivery, Settlement
 from tests.services.webhooks.bench import Bench, memory_bench
@@ -153,6 +153,29 @@ async def test_410_disables_the_endpoint_and_drops_what_waits_for_it(bench: Benc
     assert bench.webhooks.outcomes(endpoint.id)[0].outcome == "gave_up"
     assert bench.webhooks.outcomes(other.id)[0].outcome == "delivered"
     assert bench.deliveries.waiting("ada") == 0
+
+
+class UnreadableWebhooks:
+    """A store whose record of any endpoint is damaged."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.create, self.list, self.rotate = bench.webhooks.create, bench.webhooks.list, bench.webhooks.rotate
+        self.delete, self.outcomes = bench.webhooks.delete, bench.webhooks.outcomes
+
+    def get(self, endpoint_id: str) -> Endpoint | None:
+        raise KeyError(endpoint_id)
+
+
+async def test_a_message_that_cannot_be_made_is_dropped_in_the_end(bench: Bench) -> None:
+    bench.cancelled(bench.endpoint())
+    _, poster = courier_on(bench)
+    courier = Courier(bench.deliveries, UnreadableWebhooks(bench), bench.jobs, poster)
+    for _ in range(MAX_TRIES + 1):
+        assert await go(courier) == 1
+        bench.advance(LEASE_S + 1)
+    assert await go(courier) == 0
+    assert bench.deliveries.waiting("ada") == 0
+    assert poster.sent == []
 
 
 @pytest.mark.parametrize("lost", ["endpoint", "job"])
