@@ -1,6 +1,9 @@
 """Which URLs are accepted, and that they are read as the connection will."""
 
+import httpx
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from services.contracts.errors import ErrorCode, InvalidSpec
 from services.webhooks.urls import PUBLIC_ONLY, Target, UrlRules, trusted_hosts
@@ -121,3 +124,56 @@ def test_an_untrusted_host_may_have_public_addresses_alone() -> None:
 def test_what_is_no_host_cannot_be_trusted(host: str) -> None:
     with pytest.raises(ValueError, match="is not a host"):
         trusted_hosts([host])
+
+
+_PIECES = [
+    "https://",
+    "http://",
+    "//",
+    "/",
+    "\\",
+    "@",
+    ":",
+    "#",
+    "?",
+    "%",
+    ".",
+    "-",
+    "[",
+    "]",
+    "::1",
+    "127.0.0.1",
+    "443",
+    "80",
+    "hooks.example.com",
+    "8.8.8.8",
+    "localhost",
+    "0x7f",
+    "xn--a",
+    "a",
+    "\t",
+    " ",
+    "é",
+    "%2f",
+    "%40",
+    "::ffff:",
+]
+
+
+_ASSEMBLED = st.lists(st.sampled_from(_PIECES), max_size=8).map("".join)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.one_of(st.text(max_size=40), _ASSEMBLED, _ASSEMBLED.map("https://hooks.example.com".__add__)))
+@example("https://a.b:443@127.0.0.1/")
+@example("https://a.b/@127.0.0.1")
+@example("https://a.b?@127.0.0.1/")
+def test_whatever_is_accepted_is_read_alike_by_another_parser(url: str) -> None:
+    try:
+        target = PUBLIC_ONLY.read(url)
+    except InvalidSpec:
+        return
+    other = httpx.URL(url)
+    assert (other.scheme, other.host, other.port or 443) == (target.scheme, target.host, target.port)
+    assert (target.scheme, target.port, target.trusted) == ("https", 443, False)
+    assert not other.userinfo
