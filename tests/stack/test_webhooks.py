@@ -147,6 +147,24 @@ def test_every_end_is_told_once_and_signed_when_nothing_dies(gateway: Gateway, r
     assert {json.loads(received.body)["type"] for received in receiver.received} == {"job.cancelled"}
 
 
+def test_a_job_that_a_worker_ran_is_told_with_its_summary(client: httpx.Client, receiver: Receiver) -> None:
+    endpoint = registered(client, receiver)
+    try:
+        prompt = {"prompt": "The Eiffel Tower is in", "answer": " Paris"}
+        method = {"type": "direct_logit_attribution"}
+        spec = {"kind": "attribution", "model": "smollm2-135m", "method": method, "metric": {"type": "logit"}}
+        job = client.post("/v1/jobs", json={**spec, "examples": [prompt], "webhook": endpoint["id"]}).json()
+        assert eventually(lambda: told(receiver) == [job["id"]], 2 * WITHIN_S)
+        (received,) = receiver.received
+        assert genuine(received, endpoint["secret"])
+        summary = client.get(f"/v1/jobs/{job['id']}").json()
+        del summary["result"]
+        message = json.loads(received.body)
+        assert message == {"type": "job.succeeded", "timestamp": summary["finished_at"], "data": summary}
+    finally:
+        client.delete(f"/v1/webhooks/{endpoint['id']}")
+
+
 def test_a_gateway_killed_between_post_and_settling_leaves_the_message_to_its_successor(
     gateway: Gateway, receiver: Receiver
 ) -> None:
