@@ -1,14 +1,14 @@
 -- What the scripts of the queue of messages share. All times are microseconds of the server's clock.
 --
---   lensd:webhook:<id>                hash: an endpoint: owner, url, description, created_at, secret, and where there is
---                                     one the retiring secret and when it retires, and when the endpoint was disabled
+--   lensd:webhook:<id>                hash: an endpoint: owner, url, description, created_at, secret; while one
+--                                     retires, that one and until when; since when it is disabled
 --   lensd:webhooks:<owner>            sorted set: the owner's endpoints by creation
 --   lensd:outcomes:<endpoint>         list: how its latest deliveries went, newest first, as JSON
 --   lensd:delivery:<message>          hash: webhook, job, attempt
---   lensd:deliveries:<owner>          sorted set: the owner's messages by the time each is due; one that a courier holds
---                                     is due when its lease ends
+--   lensd:deliveries:<owner>          sorted set: the owner's messages by the time each is due; one that a courier
+--                                     holds is due when its lease ends
 --   lensd:delivering:<owner>          sorted set: the messages that couriers hold, by the end of the lease
---   lensd:deliveries                  sorted set: owners by the time at which a courier next has something to do for them
+--   lensd:deliveries                  sorted set: owners by the time at which there next is something to do for them
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]

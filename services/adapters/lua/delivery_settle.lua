@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Records what became of a try, if it is the latest.
--- ARGV: message, owner, attempt, microseconds until it is tried again or '', the outcome (JSON) or '', whether to disable
---       the endpoint (1 or 0), how many outcomes are kept, how many of one owner may be under way
+-- ARGV: message, owner, attempt, microseconds until it is tried again or '', the outcome (JSON) or '', whether to
+--       disable the endpoint (1 or 0), how many outcomes are kept, how many of one owner may be under way
 -- Returns whether it was
 
 local message, owner, attempt, again, outcome, disable, kept, share = unpack(ARGV)

@@ -104,8 +104,8 @@ local function dequeue(id)
   end
 end
 
--- Puts the message about the job's end in its owner's queue, if it names an endpoint that is still there. The message has
--- its name from the job's, so it is the same one however often this is done.
+-- Puts the message about the job's end in its owner's queue, if it names an endpoint that is still there. The message
+-- has its name from the job's, so it is the same one however often this is done.
 local function queue_delivery(id)
   local owner, webhook = fields(id, 'owner', 'webhook')
   if not webhook or redis.call('EXISTS', 'lensd:webhook:' .. webhook) == 0 then return end
