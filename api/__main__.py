@@ -22,12 +22,15 @@ from services.adapters.redis_audit import RedisAuditLog
 from services.adapters.redis_blobs import RedisBlobs
 from services.adapters.redis_cache import RedisResultCache
 from services.adapters.redis_client import UnsuitableServerError, check_server, make_client
+from services.adapters.redis_deliveries import RedisDeliveries
 from services.adapters.redis_doorbell import RedisDoorbell
 from services.adapters.redis_events import RedisJobEvents
 from services.adapters.redis_jobs import RedisJobStore
 from services.adapters.redis_keys import RedisKeyStore
 from services.adapters.redis_labels import RedisLabelStore
+from services.adapters.redis_webhooks import RedisWebhookStore
 from services.adapters.redis_workers import RedisWorkers
+from services.adapters.webhook_poster import HttpPoster
 from services.catalogue.catalogue import open_catalogue
 from services.catalogue.feature_index import open_prepared
 from services.catalogue.feature_indexes import FeatureIndexes
@@ -38,6 +41,9 @@ from services.jobs.policy import JobPolicy
 from services.jobs.reaper import Reaper
 from services.tenants.handover import hand_over
 from services.tenants.keys import ensure_first_key
+from services.webhooks.courier import Courier
+from services.webhooks.courier_thread import CourierThread
+from services.webhooks.urls import UrlRules
 
 log = logging.getLogger("api")
 
@@ -79,6 +85,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         keys=RedisKeyStore(client),
         labels=RedisLabelStore(client),
         audit=RedisAuditLog(client),
+        webhooks=RedisWebhookStore(client),
         catalogue=catalogue,
         features=FeatureIndexes(catalogue, partial(open_prepared, catalogue)),
         limits=Limits(
@@ -90,17 +97,21 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         runner=PoolRunner(workers, settings.pool, kept_s=policy.heartbeat_s),
         tenants=settings.tenant_limits(),
         share_results=settings.share_results,
+        webhook_urls=UrlRules(settings.webhook_hosts),
     )
     reaper = Reaper(services.store, services.blobs, services.doorbell, every_s=policy.reap_every_s)
+    poster = HttpPoster(services.webhook_urls)
+    courier = CourierThread(Courier(RedisDeliveries(client), services.webhooks, services.store, poster))
 
     @asynccontextmanager
     async def background(_app: FastAPI) -> AsyncIterator[None]:
         async with events:
             reaper.start()
+            courier.start()
             try:
                 yield
             finally:
-                await asyncio.to_thread(reaper.stop)
+                await asyncio.gather(asyncio.to_thread(courier.stop), asyncio.to_thread(reaper.stop))
         client.close()
 
     return services, create_app(services, RequestLimits(settings.max_body, settings.max_lines), background)

@@ -19,6 +19,8 @@ from services.tenants.administration import KeyAdministration
 from services.tenants.audit import AuditLog
 from services.tenants.keys import ApiKey, KeyStore
 from services.tenants.limits import DEFAULTS, TenantLimits
+from services.webhooks.store import WebhookStore
+from services.webhooks.urls import PUBLIC_ONLY, UrlRules
 
 _CONCURRENT_READS = 2
 """Bodies parsed and tokenised at once: both are pure computation, so more would only crowd out the small requests."""
@@ -39,6 +41,7 @@ class GatewayServices:
     keys: KeyStore
     labels: LabelStore
     audit: AuditLog
+    webhooks: WebhookStore
     catalogue: Catalogue
     """Everything that is served; routes use `catalogue_for` the caller's key."""
     features: FeatureIndexes
@@ -50,6 +53,8 @@ class GatewayServices:
     tenants: TenantLimits = DEFAULTS
     share_results: bool = False
     """Whether a result answers the same question of any tenant, or of its owner alone."""
+    webhook_urls: UrlRules = PUBLIC_ONLY
+    """Where webhooks may lead."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process is asked to stop: whoever waits for a job then answers with what there is."""
     _reading: CapacityLimiter = field(init=False, default_factory=lambda: CapacityLimiter(_CONCURRENT_READS))

@@ -23,9 +23,11 @@ from api.routes import ROUTERS
 from api.routes.features import FeatureList
 from api.routes.keys import KeyRequest, RotationRequest
 from api.routes.models import TokenizeRequest
+from api.routes.webhooks import MESSAGES, WebhookRequest, WebhookRotationRequest
 from services.contracts.feature_card import FeatureCard
 from services.contracts.job import JobResult, JobSpec, JobView
 from services.contracts.label import LabelLine, LabelRequest
+from services.contracts.webhook import JobEnded
 
 FILE = Path(__file__).parents[1] / "openapi.yaml"
 DESCRIPTION = """\
@@ -44,12 +46,22 @@ TAGS = [
     {"name": "models", "description": "The models that are served."},
     {"name": "saes", "description": "The sparse autoencoders that are served."},
     {"name": "features", "description": "What the features of an SAE are."},
+    {"name": "webhooks", "description": "Be told when jobs end."},
     {"name": "admin", "description": "Look after API keys: for keys with the scope `admin`."},
     {"name": "health", "description": "For load balancers and orchestrators; no key needed."},
 ]
 
-_REQUESTS: tuple[Any, ...] = (JobSpec, TokenizeRequest, LabelRequest, LabelLine, KeyRequest, RotationRequest)
-_ANSWERS: tuple[Any, ...] = (JobView, JobResult, FeatureCard, FeatureList, Problem)
+_REQUESTS: tuple[Any, ...] = (
+    JobSpec,
+    TokenizeRequest,
+    LabelRequest,
+    LabelLine,
+    WebhookRequest,
+    WebhookRotationRequest,
+    KeyRequest,
+    RotationRequest,
+)
+_ANSWERS: tuple[Any, ...] = (JobView, JobResult, FeatureCard, FeatureList, JobEnded, Problem)
 """Schemas of what routes write by themselves, which FastAPI therefore does not find."""
 
 
@@ -75,6 +87,7 @@ def describe() -> dict[str, Any]:
         raise ValueError(f"{sorted(split)} are both asked and answered: give each its own model")
     schemas = {name: _answered(schema) for name, schema in answers.items()} | requests
     document["components"]["schemas"] = dict(sorted(schemas.items()))
+    document["webhooks"] = dict(MESSAGES)
     return document
 
 

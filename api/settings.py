@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ByteSize, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from services.jobs.limits import OwnerLimits
 from services.logs import LogFormat
 from services.tenants.limits import Rate, TenantLimits
+from services.webhooks.urls import trusted_hosts
 
 _PLACEHOLDER = re.compile(
     r"change.?(me|this)|replace.?(me|this)|placeholder|example|password|passwd|secret|^x+$|<.*>|\$\{.*\}|^\*+$",
@@ -34,6 +35,10 @@ def _refuse_placeholder_password(url: SecretStr) -> SecretStr:
 
 Secret = Annotated[SecretStr, AfterValidator(_refuse_placeholder)]
 SecretUrl = Annotated[SecretStr, AfterValidator(_refuse_placeholder_password)]
+
+
+def _read_hosts(value: object) -> object:
+    return trusted_hosts(value.split(",")) if isinstance(value, str) else value
 
 
 class GatewaySettings(BaseSettings):
@@ -72,6 +77,9 @@ class GatewaySettings(BaseSettings):
     """Engine work of one owner from midnight to midnight UTC; without it there is no bound."""
     share_results: bool = False
     """Whether a result answers the same question of another tenant too, who then learns that somebody asked it."""
+    webhook_hosts: Annotated[frozenset[str], NoDecode, BeforeValidator(_read_hosts)] = frozenset()
+    """Hosts (`host`, or `host:port`, separated by commas) that webhooks may reach though they are not public, without
+    TLS too: the operator's word that its tenants may post there. All others must be public https on port 443."""
     shutdown_s: Annotated[int, Field(ge=0, le=600)] = 10
     """How long requests under way may take to end when the gateway is asked to stop."""
 

@@ -3,14 +3,18 @@
 from api.answers import answered, with_entry
 from api.dependencies import GatewayServices
 from services.catalogue.resolve import resolve
+from services.contracts.errors import InvalidSpec
 from services.contracts.job import JobSpec
 from services.jobs.ids import new_job_id
-from services.jobs.record import Idempotency, JobRecord, NewJob
+from services.jobs.record import Idempotency, JobRecord, NewJob, Ties
 from services.tenants.keys import ApiKey
+from services.webhooks.store import not_to_be_told
 
 
 def admitted(spec: JobSpec, key: ApiKey, services: GatewayServices) -> NewJob:
     """The job that `spec` asks for, tokenised and estimated; raises InvalidSpec. It computes: call it in `read`."""
+    if spec.webhook is not None and (wrong := not_to_be_told(services.webhooks, key.owner, spec.webhook)):
+        raise InvalidSpec([wrong])
     owner_limits = services.tenants.jobs_of(key.limits)
     resolved = resolve(spec, services.catalogue_for(key), services.limits.within(owner_limits.daily_token_layers))
     return NewJob(
@@ -21,6 +25,7 @@ def admitted(spec: JobSpec, key: ApiKey, services: GatewayServices) -> NewJob:
         inputs=resolved.inputs,
         cost=resolved.cost.token_layers,
         limits=owner_limits,
+        ties=Ties(webhook=spec.webhook),
     )
 
 

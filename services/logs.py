@@ -12,7 +12,7 @@ from typing import Literal
 
 LogFormat = Literal["console", "json"]
 
-_TALKATIVE = ("uvicorn", "uvicorn.error", "celery", "kombu", "httpx")
+_TALKATIVE = ("uvicorn", "uvicorn.error", "celery", "kombu", "httpx", "httpcore")
 """Libraries of which only warnings are of interest."""
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)

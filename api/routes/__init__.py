@@ -1,6 +1,6 @@
 """The routes, one file per thing that they are about."""
 
-from api.routes import features, figure, health, jobs, keys, labels, models, results, saes
+from api.routes import features, figure, health, jobs, keys, labels, models, results, saes, webhooks
 
 ROUTERS = (
     jobs.router,
@@ -10,6 +10,7 @@ ROUTERS = (
     saes.router,
     features.router,
     labels.router,
+    webhooks.router,
     keys.router,
     health.router,
 )

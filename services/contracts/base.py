@@ -20,6 +20,9 @@ class Request(Contract):
 CatalogueId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", examples=["smollm2-135m"])]
 """The name of a model or an SAE that the operator serves."""
 
+WebhookId = Annotated[str, Field(pattern=r"^wh_[a-z2-7]{26}$", examples=["wh_abcdefghijklmnopqrstuvwxyz"])]
+"""The name of an endpoint that is told when jobs end."""
+
 Layer = Annotated[int, Field(ge=0, le=1_000)]
 Head = Annotated[int, Field(ge=0, le=1_000)]
 TokenId = Annotated[int, Field(ge=0, le=10_000_000)]

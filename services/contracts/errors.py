@@ -24,6 +24,7 @@ class ErrorCode(StrEnum):
     # The request itself
     INVALID_JSON = "invalid_json"
     INVALID_REQUEST = "invalid_request"
+    INVALID_URL = "invalid_url"
     BODY_TOO_LARGE = "body_too_large"
     BODY_TOO_DEEP = "body_too_deep"
     HEADERS_TOO_LARGE = "headers_too_large"
@@ -50,6 +51,7 @@ class ErrorCode(StrEnum):
     PROMPT_TOO_LONG = "prompt_too_long"
     UNSUPPORTED_METRIC = "unsupported_metric"
     JOB_TOO_LARGE = "job_too_large"
+    UNKNOWN_WEBHOOK = "unknown_webhook"
     # The state of things
     JOB_NOT_FOUND = "job_not_found"
     JOB_RUNNING = "job_running"
@@ -64,6 +66,7 @@ class ErrorCode(StrEnum):
     FEATURE_INDEX_MISSING = "feature_index_missing"
     LABEL_NOT_FOUND = "label_not_found"
     TOO_MANY_LABELS = "too_many_labels"
+    TOO_MANY_WEBHOOKS = "too_many_webhooks"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     KEY_NOT_FOUND = "key_not_found"
     KEY_CHANGED = "key_changed"

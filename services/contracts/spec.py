@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from services.contracts.base import CatalogueId, Request
+from services.contracts.base import CatalogueId, Request, WebhookId
 from services.contracts.errors import Violation
 from services.contracts.inputs import Inputs
 from services.contracts.metric import Metric
@@ -50,6 +50,9 @@ class Spec(Request):
             "`metadata`, `priority` and `deadline_s` make no difference."
         ),
     ] = True
+    webhook: Annotated[
+        WebhookId | None, Field(description="The endpoint that is told when the job ends, one of your own.")
+    ] = None
     bos: Annotated[
         bool | None,
         Field(description="Prepend BOS to text prompts; null leaves it to the SAE's rule, else the tokenizer's own."),

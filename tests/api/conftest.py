@@ -30,6 +30,7 @@ from services.jobs.record import Claim, Failed, Size, StoredResult, Succeeded
 from services.labels.memory import MemoryLabelStore
 from services.tenants.keys import Scope, new_key
 from services.tenants.memory import MemoryAuditLog, MemoryKeyStore
+from services.webhooks.memory import MemoryDeliveries, MemoryWebhookStore
 from tests.api.catalogue import write_catalogue
 
 POOL = "default"
@@ -59,6 +60,7 @@ class Stand:
     blobs: MemoryBlobs
     workers: MemoryWorkers
     keys: MemoryKeyStore
+    deliveries: MemoryDeliveries
 
     def key(self, owner: str, *scopes: Scope) -> str:
         """A fresh key of `owner`, with all scopes unless some are named."""
@@ -100,6 +102,9 @@ def unopened(path: Path) -> FeatureReader:
 def stand(tiny_catalogue: Catalogue) -> Stand:
     store, keys, blobs = MemoryJobStore(JobPolicy()), MemoryKeyStore(), MemoryBlobs()
     doorbell, workers = MemoryDoorbell(), MemoryWorkers()
+    webhooks = MemoryWebhookStore()
+    deliveries = MemoryDeliveries(webhooks)
+    store.on_end.append(deliveries.queue)
     services = GatewayServices(
         store=store,
         results=MemoryResultCache(store, JobPolicy()),
@@ -110,13 +115,14 @@ def stand(tiny_catalogue: Catalogue) -> Stand:
         keys=keys,
         labels=MemoryLabelStore(),
         audit=MemoryAuditLog(),
+        webhooks=webhooks,
         catalogue=tiny_catalogue,
         features=FeatureIndexes(tiny_catalogue, unopened),
         limits=Limits(tokens=10_000),
         pool=POOL,
         runner=PoolRunner(workers, POOL, kept_s=0),
     )
-    return Stand(create_app(services, RequestLimits()), services, store, doorbell, blobs, workers, keys)
+    return Stand(create_app(services, RequestLimits()), services, store, doorbell, blobs, workers, keys, deliveries)
 
 
 @pytest.fixture

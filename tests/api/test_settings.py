@@ -32,6 +32,15 @@ def test_the_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert not settings.share_results
 
 
+def test_the_hosts_that_webhooks_may_reach_are_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert GatewaySettings().webhook_hosts == frozenset()
+    monkeypatch.setenv("LENSD_WEBHOOK_HOSTS", "hooks.internal, 127.0.0.1:8080")
+    assert GatewaySettings().webhook_hosts == {"hooks.internal", "127.0.0.1:8080"}
+    monkeypatch.setenv("LENSD_WEBHOOK_HOSTS", "https://hooks.internal/")
+    with pytest.raises(ValidationError, match="is not a host"):
+        GatewaySettings()
+
+
 @pytest.mark.parametrize("secret", PLACEHOLDERS)
 def test_a_placeholder_is_no_key(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
     monkeypatch.setenv("LENSD_BOOTSTRAP_KEY", secret)

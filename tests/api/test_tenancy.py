@@ -32,6 +32,7 @@ WITHIN = {"name": "effects", "index": "3", "label_id": "lbl_" + "a" * 26}
 ABSENT = {
     "job_id": "job_" + "a" * 26,
     "batch_id": "batch_" + "a" * 26,
+    "webhook_id": "wh_" + "a" * 26,
     "key_id": "aaaaaaaaaaaa",
     "model_id": "absent",
     "sae_id": "absent",
@@ -67,7 +68,8 @@ OPERATIONS = [
     if path not in OPEN
     for method, details in item.items()
 ]
-WITH_SOMETHING_OF_ALICES = [each for each in OPERATIONS if each.values[0].parameters & {"job_id", "batch_id"}]  # type: ignore[union-attr]
+OF_A_TENANT = {"job_id", "batch_id", "webhook_id"}
+WITH_SOMETHING_OF_ALICES = [each for each in OPERATIONS if each.values[0].parameters & OF_A_TENANT]  # type: ignore[union-attr]
 OF_THE_CATALOGUE = [each for each in OPERATIONS if each.values[0].parameters & CATALOGUE.keys()]  # type: ignore[union-attr]
 
 
@@ -89,9 +91,13 @@ async def alices(stand: Stand) -> AsyncIterator[Alices]:
         assert (await alice.put(label, json={"text": SECRET, "author": "alice", "method": "human"})).status_code == 200
         before = (await alice.get(f"/v1/jobs/{job_id}")).json()
         key_id = stand.keys.list()[0].id
-        yield Alices({**ABSENT, **CATALOGUE, "job_id": job_id, "key_id": key_id}, before)
+        webhook = {"url": "https://hooks.example.com/", "description": SECRET}
+        webhook_id = (await alice.post("/v1/webhooks", json=webhook)).json()["id"]
+        names = {"job_id": job_id, "key_id": key_id, "webhook_id": webhook_id}
+        yield Alices({**ABSENT, **CATALOGUE, **names}, before)
         assert (await alice.get(f"/v1/jobs/{job_id}")).json() == before, "someone changed it"
         assert SECRET in (await alice.get(f"/v1/saes/{SAE}/labels")).text, "someone deleted it"
+        assert SECRET in (await alice.get(f"/v1/webhooks/{webhook_id}")).text, "someone deleted it"
 
 
 def body_of(response: httpx.Response) -> object:
@@ -145,7 +151,9 @@ async def test_what_is_someone_elses_is_as_what_is_not_there(
         foreign = await operation.ask(bob, alices.names)
         absent = await operation.ask(bob, {**alices.names, **ABSENT})
     assert foreign.status_code == absent.status_code == 404
-    shown = json.dumps(body_of(foreign)).replace(alices.names["job_id"], ABSENT["job_id"])
+    shown = json.dumps(body_of(foreign))
+    for name in OF_A_TENANT:
+        shown = shown.replace(alices.names[name], ABSENT[name])
     assert json.loads(shown) == body_of(absent)
 
 

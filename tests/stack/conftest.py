@@ -12,7 +12,7 @@ from tests.stack.harness import RunningStack, running_stack
 @pytest.fixture(scope="session")
 def stack(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """The whole stack, shared: leave its processes alone, and name what you make so that others do not meet it."""
-    with running_stack(tmp_path_factory.mktemp("stack"), store=home) as running:
+    with running_stack(tmp_path_factory.mktemp("stack"), store=home, LENSD_WEBHOOK_HOSTS="127.0.0.1") as running:
         yield running
 
 

@@ -22,6 +22,7 @@
 --   lensd:leases, :deadlines, :expiries      sorted sets: jobs by the time of each
 --   lensd:executing:<worker>                 string: " <job>:<attempt> <job>:<attempt> " of the chunk it runs
 --   lensd:reaper                             hash: last round, last sweep, end of the reprieve after an outage
+--   lensd:webhook:<id>, :deliveries, …        see delivery_prelude.lua
 --
 -- A group is <pool>:<priority>:<size>, with a size of 'small' or 'large'.
 
@@ -141,6 +142,17 @@ local function remember(id, status)
   end
 end
 
+-- Puts the message about the job's end in its owner's queue, if it names an endpoint that is still there. The message
+-- has its name from the job's, so it is the same one however often this is done.
+local function queue_delivery(id)
+  local owner, webhook = fields(id, 'owner', 'webhook')
+  if not webhook or redis.call('EXISTS', 'lensd:webhook:' .. webhook) == 0 then return end
+  local message = 'msg_' .. id:gsub('^job_', '')
+  redis.call('HSET', 'lensd:delivery:' .. message, 'webhook', webhook, 'job', id)
+  redis.call('ZADD', 'lensd:deliveries:' .. owner, digits(now), message)
+  redis.call('ZADD', 'lensd:deliveries', 'LT', digits(now), owner)
+end
+
 -- Ended jobs are many: what one computed on, often the largest part of its record, goes, and most of its events.
 -- A job that never ran costs nothing; one that ends without a bill costs what was estimated.
 local function finish(id, status, ...)
@@ -159,6 +171,7 @@ local function finish(id, status, ...)
   announce(id)
   redis.call('LTRIM', 'lensd:events:' .. id, -policy.kept_events_of_ended, -1)
   remember(id, status)
+  queue_delivery(id)
 end
 
 -- A claim holds until the job ends, is released, or is claimed by another: a job that was handed back in the worker's
