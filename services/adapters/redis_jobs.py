@@ -32,7 +32,8 @@ from services.adapters.redis_records import (
 from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
 from services.contracts.generation import NewTokens
 from services.contracts.job import JobError, JobProgress, JobStatus, JobSummary
-from services.jobs.limits import queue_share_filled, quota_exceeded, too_many_jobs
+from services.jobs.ids import is_batch_id
+from services.jobs.limits import batch_closed, queue_share_filled, quota_exceeded, too_many_jobs
 from services.jobs.policy import JobPolicy
 from services.jobs.ports import NOBODY, JobFilter, Page, Reaped
 from services.jobs.record import (
@@ -104,6 +105,8 @@ class RedisJobStore:
                     ErrorCode.IDEMPOTENCY_CONFLICT,
                     "this Idempotency-Key was used for another request: use a fresh key for a new job",
                 )
+            case [b"closed"]:
+                raise batch_closed(job.ties.batch or "")
             case [b"limited", b"jobs", living]:
                 raise too_many_jobs(living)
             case [b"limited", b"queue", share]:
@@ -210,7 +213,7 @@ class RedisJobStore:
         with store_errors():
             pipeline = self._client.pipeline(transaction=False)
             for job_id in ids:
-                pipeline.exists(f"lensd:job:{job_id}")
+                pipeline.exists(f"lensd:{'batch' if is_batch_id(job_id) else 'job'}:{job_id}")
             return frozenset(job_id for job_id, exists in zip(ids, pipeline.execute(), strict=True) if exists)
 
     def depth(self, pool: str) -> int:

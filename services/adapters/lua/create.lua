@@ -4,10 +4,11 @@
 --       idempotency key's name or '', request digest, estimated cost, limits of the owner (JSON), ties (JSON)
 -- Returns {'created', created_at} | {'replayed', job} | {'conflict'} | {'full', 'queue' or 'memory'} |
 --         {'limited', 'jobs', how many there are} | {'limited', 'queue', how many may wait} |
---         {'limited', 'work', charged today, microseconds until midnight}
+--         {'closed'}, if its batch does not run | {'limited', 'work', charged today, microseconds until midnight}
 
 local _, id, owner, pool, priority, size, head, spec, inputs, deadline, reservation, digest, cost = unpack(ARGV)
 local limits = cjson.decode(ARGV[14])
+local ties = cjson.decode(ARGV[15])
 
 local function queued()
   local count = 0
@@ -15,12 +16,6 @@ local function queued()
     count = count + redis.call('ZCARD', 'lensd:line:' .. pool .. ':' .. line .. ':' .. owner)
   end
   return count
-end
-
-local function memory_is_short()
-  local info = redis.call('INFO', 'memory')
-  local bound = tonumber(info:match('\nmaxmemory:(%d+)'))
-  return bound > 0 and tonumber(info:match('used_memory:(%d+)')) > bound * policy.max_memory
 end
 
 -- Why the job is not admitted, or nil: what the owner has of its own comes first, so that it learns of that.
@@ -39,6 +34,11 @@ end
 
 local created = fields(id, 'created_at')
 if created then return {'created', created} end
+if ties.batch then
+  -- Its record was deleted: it has been, and is not made again.
+  if redis.call('HEXISTS', 'lensd:batch-deleted:' .. ties.batch, id) == 1 then return {'created', digits(now)} end
+  if batch_fields(ties.batch, 'status') ~= 'running' then return {'closed'} end
+end
 if reservation ~= '' then
   local reserved = redis.call('GET', reservation)
   if reserved then
@@ -52,7 +52,8 @@ if refused then return refused end
 set(id, 'owner', owner, 'pool', pool, 'priority', priority, 'size', size, 'head', head, 'spec', spec, 'inputs', inputs,
   'created_at', digits(now), 'attempt', 0)
 if limits.running then set(id, 'max_running', limits.running) end
-for tie, other in pairs(cjson.decode(ARGV[15])) do set(id, tie, other) end
+for tie, other in pairs(ties) do set(id, tie, other) end
+if ties.batch then redis.call('SADD', 'lensd:batch-living:' .. ties.batch, id) end
 if deadline ~= '' then
   local deadline_at = digits(now + tonumber(deadline))
   set(id, 'deadline_at', deadline_at)

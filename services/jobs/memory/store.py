@@ -15,6 +15,7 @@ from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
 from services.contracts.generation import NewTokens
 from services.contracts.job import JobProgress, JobStatus
 from services.jobs.limits import queue_share_filled, too_many_jobs
+from services.jobs.memory.batches import BatchRoll, NoBatches
 from services.jobs.memory.charges import Charges
 from services.jobs.memory.rounds import Rounds
 from services.jobs.memory.turns import Turns
@@ -66,6 +67,7 @@ class MemoryJobStore:
         self.tokens: defaultdict[str, list[NewTokens]] = defaultdict(list)
         self.on_end: list[Callable[[NewJob, JobRecord], None]] = []
         """What the scripts do for a job's ties when it ends."""
+        self.batches: BatchRoll = NoBatches()
         self._policy = policy
         self._clock = clock
         self._lock = threading.RLock()
@@ -90,7 +92,10 @@ class MemoryJobStore:
                             "this Idempotency-Key was used for another request: use a fresh key for a new job",
                         )
             now = self._clock()
+            if self.batches.deleted(job):
+                return job.queued(now)
             self._admit(job, now)
+            self.batches.join(job)
             stored = _Job(job, self._policy.size_of(job.cost), next(self._numbers), job.queued(now), idempotency)
             self._jobs[job.id] = stored
             self._charges.charge(job, now)
@@ -237,7 +242,12 @@ class MemoryJobStore:
                 raise Conflict(ErrorCode.JOB_RUNNING, f"{job_id} is running: cancel it, then delete it")
             if job.record.status is JobStatus.QUEUED:
                 self._end(job, JobStatus.CANCELLED)
-            return self._jobs.pop(job_id).record
+            return self._forget(job_id)
+
+    def _forget(self, job_id: str) -> JobRecord:
+        job = self._jobs.pop(job_id)
+        self.batches.left(job.new, job.record)
+        return job.record
 
     def reap(self) -> Reaped:
         with self._lock:
@@ -277,10 +287,18 @@ class MemoryJobStore:
         return self._hand_back(job)
 
     def _forget_expired(self, now: datetime) -> tuple[str, ...]:
-        expired = [id_ for id_, job in self._jobs.items() if job.record.expires_at and job.record.expires_at <= now]
-        for job_id in expired:
-            del self._jobs[job_id], self.events[job_id]
-        return tuple(expired)
+        expired = [job for job in self._jobs.values() if job.record.expires_at and job.record.expires_at <= now]
+        forgotten = [job.record.id for job in expired if not self._kept_by_batch(job)]
+        for job_id in forgotten:
+            self._forget(job_id)
+            del self.events[job_id]
+        return tuple(forgotten)
+
+    def _kept_by_batch(self, job: _Job) -> bool:
+        until = self.batches.kept_until(job.new)
+        if until is not None:
+            job.record = job.record.model_copy(update={"expires_at": until})
+        return until is not None
 
     def _unclaimed(self, now: datetime) -> Mapping[str, int]:
         patience = timedelta(seconds=self._policy.ring_after_s)
@@ -289,9 +307,12 @@ class MemoryJobStore:
             counts[job.new.pool] += job.queued_since <= now - patience
         return {pool: count for pool, count in counts.items() if count}
 
+    def charged(self, owner: str) -> tuple[int, timedelta]:
+        return self._charges.charged(owner, self._clock())
+
     def known(self, job_ids: Collection[str]) -> frozenset[str]:
         with self._lock:
-            return frozenset(job_ids) & self._jobs.keys()
+            return (frozenset(job_ids) & self._jobs.keys()) | self.batches.known(job_ids)
 
     def depth(self, pool: str) -> int:
         with self._lock:

@@ -1,0 +1,7 @@
+#!lua flags=no-writes
+-- ARGV: policy, then batches
+-- Returns the state of each, or false
+
+local states = {}
+for i = 2, #ARGV do states[#states + 1] = batch_state(ARGV[i]) end
+return states
