@@ -124,10 +124,10 @@ class RedisBatchStore:
 
     def take(self) -> Turn | None:
         while (answer := self._run("take")) is not None:
-            batch_id, fence, state = answer
+            batch_id, fence, at, state = answer
             batch = _batch(batch_id.decode(), state)
             if batch is not None:
-                return Turn(batch, fence)
+                return Turn(batch, fence, moment(at))
             # Set aside, for it would come first again and again.
             with store_errors():
                 self._client.zrem("lensd:batches-due", batch_id)

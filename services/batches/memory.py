@@ -130,7 +130,7 @@ class MemoryBatchStore:
             kept = min(due, key=lambda kept: kept.due)
             kept.due = now + timedelta(seconds=LEASE_S)
             kept.fence += 1
-            return Turn(self._state(kept.batch.id), kept.fence)
+            return Turn(self._state(kept.batch.id), kept.fence, now)
 
     def put_back(self, turn: Turn, after_s: float) -> None:
         with self._lock:

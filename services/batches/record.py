@@ -85,10 +85,11 @@ class Batch(NewBatch):
 
 @dataclass(frozen=True)
 class Turn:
-    """A keeper's right to one piece of work on a batch: `fence` is the fencing token, and `batch` as it was then."""
+    """A keeper's right to one piece of work: `fence` is the fencing token, and `batch` the batch as it was `at` then."""
 
     batch: Batch
     fence: int
+    at: datetime
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,8 @@ def too_many_batches(unfinished: int) -> Limited:
 def batch_over_quota(cost: int, charged: int, bound: int, resets_in: timedelta) -> Limited:
     """`cost`, `charged` and `bound` in token-layers."""
     message = (
-        f"the batch is estimated at {cost} token-layers of engine work, and {charged} of your {bound} a day are charged "
-        "already: nothing was run; send a smaller batch, or send it again after midnight UTC"
+        f"the batch is estimated at {cost} token-layers of engine work, and {charged} of your {bound} a day are "
+        "charged already: nothing was run; send a smaller batch, or send it again after midnight UTC"
     )
     return Limited(ErrorCode.QUOTA_EXCEEDED, message, retry_after_s=-(-resets_in // timedelta(seconds=1)))
 

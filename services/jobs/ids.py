@@ -41,7 +41,7 @@ def new_blob_key(job_id: str, attempt: int) -> str:
 
 
 def job_of_blob(key: str) -> str:
-    """The job (or the batch) that owns the blob; raises Refused(INVALID_REQUEST) for what `new_blob_key` did not make."""
+    """The job or batch that owns the blob; raises Refused(INVALID_REQUEST) for what `new_blob_key` did not make."""
     match = _BLOB_KEY.fullmatch(key)
     if match is None:
         raise Refused(ErrorCode.INVALID_REQUEST, f"{key!r} is not the key of a blob")
