@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from api.app import create_app
+from api.batch_intake import GatewayIntake
 from api.dependencies import GatewayServices
 from api.limits import RequestLimits
 from api.server import make_server, run
@@ -19,6 +20,7 @@ from services import logs
 from services.adapters.celery_doorbell import CeleryDoorbell
 from services.adapters.folder_blobs import FolderBlobs
 from services.adapters.redis_audit import RedisAuditLog
+from services.adapters.redis_batches import RedisBatchStore
 from services.adapters.redis_blobs import RedisBlobs
 from services.adapters.redis_client import UnsuitableServerError, check_server, make_client
 from services.adapters.redis_doorbell import RedisDoorbell
@@ -27,6 +29,8 @@ from services.adapters.redis_jobs import RedisJobStore
 from services.adapters.redis_keys import RedisKeyStore
 from services.adapters.redis_labels import RedisLabelStore
 from services.adapters.redis_workers import RedisWorkers
+from services.batches.keeper import Keeper
+from services.batches.work import BatchWork
 from services.catalogue.catalogue import open_catalogue
 from services.catalogue.feature_index import open_prepared
 from services.catalogue.feature_indexes import FeatureIndexes
@@ -38,6 +42,9 @@ from services.tenants.handover import hand_over
 from services.tenants.keys import ensure_first_key
 
 log = logging.getLogger("api")
+
+KEEPER_RESTS = 1.0
+"""Seconds that the keeper of batches leaves to requests after each second of its own work."""
 
 
 def main() -> int:
@@ -74,6 +81,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         workers=RedisWorkers(client),
         keys=RedisKeyStore(client),
         labels=RedisLabelStore(client),
+        batches=RedisBatchStore(client, policy),
         audit=RedisAuditLog(client),
         catalogue=catalogue,
         features=FeatureIndexes(catalogue, partial(open_prepared, catalogue)),
@@ -84,16 +92,22 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         ),
         pool=settings.pool,
         tenants=settings.tenant_limits(),
+        max_batches=settings.max_owner_batches,
     )
     reaper = Reaper(services.store, services.blobs, services.doorbell, every_s=policy.reap_every_s)
+    intake = GatewayIntake(services, settings.max_body)
+    work = BatchWork(services.batches, services.blobs, intake, settings.max_batch_jobs)
+    keeper = Keeper(services.batches, work, rest=KEEPER_RESTS)
 
     @asynccontextmanager
     async def background(_app: FastAPI) -> AsyncIterator[None]:
         async with events:
             reaper.start()
+            keeper.start()
             try:
                 yield
             finally:
+                await asyncio.to_thread(keeper.stop)
                 await asyncio.to_thread(reaper.stop)
         client.close()
 

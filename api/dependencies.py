@@ -9,6 +9,7 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
+from services.batches.store import BatchStore
 from services.catalogue.catalogue import Catalogue
 from services.catalogue.feature_indexes import FeatureIndexes
 from services.catalogue.resolve import Limits
@@ -36,6 +37,7 @@ class GatewayServices:
     workers: WorkerRegistry
     keys: KeyStore
     labels: LabelStore
+    batches: BatchStore
     audit: AuditLog
     catalogue: Catalogue
     """Everything that is served; routes use `catalogue_for` the caller's key."""
@@ -44,6 +46,8 @@ class GatewayServices:
     pool: str
     """The worker pool that jobs go to."""
     tenants: TenantLimits = DEFAULTS
+    max_batches: int = 20
+    """Batches of one owner that have not ended."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process is asked to stop: whoever waits for a job then answers with what there is."""
     _reading: CapacityLimiter = field(init=False, default_factory=lambda: CapacityLimiter(_CONCURRENT_READS))

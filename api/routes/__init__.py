@@ -1,11 +1,12 @@
 """The routes, one file per thing that they are about."""
 
-from api.routes import features, figure, health, jobs, keys, labels, models, results, saes
+from api.routes import batches, features, figure, health, jobs, keys, labels, models, results, saes
 
 ROUTERS = (
     jobs.router,
     results.router,
     figure.router,
+    batches.router,
     models.router,
     saes.router,
     features.router,

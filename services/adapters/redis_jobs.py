@@ -117,7 +117,10 @@ class RedisJobStore:
         raise Unavailable(ErrorCode.QUEUE_FULL, _WHY_FULL[answer[1]], retry_after_s=10)
 
     def get(self, job_id: str) -> JobRecord | None:
-        return self._read([job_id], RECORD_FIELDS)[0]
+        return self.get_many([job_id])[0]
+
+    def get_many(self, job_ids: Sequence[str]) -> Sequence[JobRecord | None]:
+        return self._read(job_ids, RECORD_FIELDS)
 
     def list(self, owner: str, where: JobFilter, cursor: str | None, limit: int) -> Page:
         at_once = limit + 1 if where == JobFilter() else LOOKED_AT_ONCE

@@ -18,7 +18,7 @@ WHEN_FED_S = 10.0
 LONGEST_PAUSE_S = 10.0
 
 
-def feed(turn: Turn, batches: BatchStore, blobs: Blobs, intake: Intake, pace: Pace, window: int) -> float:
+def feed(turn: Turn, batches: BatchStore, blobs: Blobs, intake: Intake, pace: Pace, *, window: int) -> float:
     """Turn the next lines into jobs; after how many seconds to go on.
 
     `window`: how many of the batch's jobs may be queued or running. Raises TurnLost, UploadLostError, Unavailable.

@@ -1,6 +1,5 @@
 """The fake of the batch store, for tests: beside a `MemoryJobStore`, whose jobs it counts."""
 
-import base64
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 from services.batches.record import Batch, BatchPage, Checked, NewBatch, Phase, StoredLine, Turn, TurnLost
 from services.batches.store import ABANDONED_S, LEASE_S, batch_over_quota, reused_key, too_many_batches
 from services.contracts.batch import MAX_SHOWN_ERRORS
-from services.contracts.errors import ErrorCode, Refused
 from services.contracts.job import JobError, JobStatus
 from services.jobs.limits import batch_closed
+from services.jobs.memory.cursor import read_cursor, write_cursor
 from services.jobs.memory.store import MemoryJobStore
 from services.jobs.policy import JobPolicy
 from services.jobs.record import Idempotency, JobRecord, NewJob
@@ -87,12 +86,12 @@ class MemoryBatchStore:
                 for batch_id, kept in reversed(self._kept.items())
                 if kept.batch.owner == owner and kept.batch.phase is not Phase.UPLOADING
             ]
-            first = 0 if cursor is None else _read_cursor(cursor)
+            first = 0 if cursor is None else read_cursor(cursor)
             page = own[first : first + limit]
             more = first + limit < len(own)
             return BatchPage(
                 batches=tuple(map(self._state, page)),
-                cursor=base64.urlsafe_b64encode(b"%d" % (first + limit)).decode() if more else None,
+                cursor=write_cursor(first + limit) if more else None,
             )
 
     def lines(self, batch_id: str, first: int, count: int) -> Sequence[StoredLine]:
@@ -281,10 +280,3 @@ class MemoryBatchRoll:
 
     def known(self, ids: Collection[str]) -> frozenset[str]:
         return frozenset(ids) & self._kept.keys()
-
-
-def _read_cursor(cursor: str) -> int:
-    try:
-        return int(base64.urlsafe_b64decode(cursor))
-    except ValueError as error:
-        raise Refused(ErrorCode.INVALID_REQUEST, "this cursor is not one that a page of batches came with") from error

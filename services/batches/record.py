@@ -85,7 +85,7 @@ class Batch(NewBatch):
 
 @dataclass(frozen=True)
 class Turn:
-    """A keeper's right to one piece of work: `fence` is the fencing token, and `batch` the batch as it was `at` then."""
+    """A keeper's right to one piece of work: `fence` is its token, and `batch` the batch as it was `at` then."""
 
     batch: Batch
     fence: int

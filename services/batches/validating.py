@@ -44,8 +44,8 @@ def _decide(turn: Turn, batches: BatchStore, intake: Intake) -> None:
 
 def _told(batch: Batch) -> str:
     return (
-        f"{batch.invalid:,} of {batch.lines:,} lines are wrong, and nothing was run: `errors` has the first of them, the "
-        "results of the batch have all"
+        f"{batch.invalid:,} of {batch.lines:,} lines are wrong, and nothing was run: `errors` has the first of them, "
+        "the results of the batch have all"
     )
 
 

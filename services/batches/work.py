@@ -1,7 +1,7 @@
 """What a keeper does for a batch in one turn: a piece of work small enough that other batches need not wait.
 
-1. validating: read the next lines as posts would be read, and note each one's name and fault; after the last line decide
-   whether anything is to run;
+1. validating: read the next lines as posts would be read, and note each one's name and fault; after the last line
+   decide whether anything is to run;
 2. running: turn the next lines into jobs, in their order, as long as few enough of the batch's jobs are unfinished;
 3. cancelling: cancel jobs; 4. ended: delete the upload, which nobody needs any more; 5. expired: forget it all.
 
@@ -52,7 +52,7 @@ class BatchWork:
                     self.batches.fail(turn, UPLOAD_LOST)
             case Phase.RUNNING:
                 try:
-                    return feed(turn, self.batches, self.blobs, self.intake, pace, self.window)
+                    return feed(turn, self.batches, self.blobs, self.intake, pace, window=self.window)
                 except UploadLostError:
                     self.batches.stop(turn, UPLOAD_LOST)
             case Phase.CANCELLING:

@@ -82,6 +82,9 @@ class JobStore(Protocol):
     def get(self, job_id: str) -> JobRecord | None:
         """The record, or None if there is none."""
 
+    def get_many(self, job_ids: Sequence[str]) -> Sequence[JobRecord | None]:
+        """The same for some hundred jobs in one round trip."""
+
     def list(self, owner: str, where: JobFilter, cursor: str | None, limit: int) -> Page:
         """The owner's jobs; raises Refused(INVALID_REQUEST) on a cursor that is not ours."""
 

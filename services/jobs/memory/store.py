@@ -1,6 +1,5 @@
 """The job store in one process, by a clock that tests may set."""
 
-import base64
 import itertools
 import math
 import threading
@@ -11,12 +10,13 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
+from services.contracts.errors import Conflict, ErrorCode, Unavailable
 from services.contracts.generation import NewTokens
 from services.contracts.job import JobProgress, JobStatus
 from services.jobs.limits import queue_share_filled, too_many_jobs
 from services.jobs.memory.batches import BatchRoll, NoBatches
 from services.jobs.memory.charges import Charges
+from services.jobs.memory.cursor import read_cursor, write_cursor
 from services.jobs.memory.rounds import Rounds
 from services.jobs.memory.turns import Turns
 from services.jobs.policy import JobPolicy
@@ -121,8 +121,11 @@ class MemoryJobStore:
             job = self._jobs.get(job_id)
             return None if job is None else job.record
 
+    def get_many(self, job_ids: Sequence[str]) -> Sequence[JobRecord | None]:
+        return [self.get(job_id) for job_id in job_ids]
+
     def list(self, owner: str, where: JobFilter, cursor: str | None, limit: int) -> Page:
-        before = None if cursor is None else _read_cursor(cursor)
+        before = None if cursor is None else read_cursor(cursor)
         with self._lock:
             found = [
                 job
@@ -132,7 +135,7 @@ class MemoryJobStore:
         more = len(found) > limit
         return Page(
             jobs=tuple(job.record.summary() for job in found[:limit]),
-            cursor=base64.urlsafe_b64encode(b"%d" % found[limit - 1].number).decode() if more else None,
+            cursor=write_cursor(found[limit - 1].number) if more else None,
         )
 
     def claim(
@@ -384,10 +387,3 @@ class MemoryJobStore:
 
     def _turns_of(self, job: _Job) -> Turns:
         return self._turns[job.new.pool, job.new.spec.priority, job.size]
-
-
-def _read_cursor(cursor: str) -> int:
-    try:
-        return int(base64.urlsafe_b64decode(cursor))
-    except ValueError as error:
-        raise Refused(ErrorCode.INVALID_REQUEST, "this cursor is not one that a page of jobs came with") from error
