@@ -153,9 +153,9 @@ class RedisBatchStore:
     def start(self, turn: Turn, daily_token_layers: int | None) -> None:
         answer = self._fenced("start", turn, "" if daily_token_layers is None else daily_token_layers)
         match answer:
-            case [b"limited", charged, resets_in]:
+            case [b"limited", cost, charged, resets_in]:
                 resets = timedelta(microseconds=int(resets_in))
-                raise batch_over_quota(turn.batch.cost, charged, daily_token_layers or 0, resets)
+                raise batch_over_quota(int(cost), charged, daily_token_layers or 0, resets)
 
     def fail(self, turn: Turn, error: JobError) -> None:
         self._fenced("fail", turn, error.model_dump_json())

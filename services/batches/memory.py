@@ -192,8 +192,12 @@ class MemoryBatchStore:
 
     def cancel_jobs(self, turn: Turn, at_most: int) -> None:
         kept = self._held(turn, Phase.CANCELLING)
-        for job_id in sorted(kept.living)[:at_most]:
-            self._jobs.cancel(job_id)
+        queued = 0
+        for job_id in sorted(kept.living):
+            record = self._jobs.get(job_id)
+            queued += record is not None and record.status is JobStatus.QUEUED
+            if queued <= at_most:
+                self._jobs.cancel(job_id)
 
     def _stop(self, kept: _Kept) -> None:
         if kept.batch.phase in (Phase.VALIDATING, Phase.RUNNING):

@@ -1,4 +1,5 @@
-#!lua flags=no-writes
+#!lua flags=allow-oom
+-- Reads batches.
 -- ARGV: policy, then batches
 -- Returns the state of each, or false
 

@@ -69,7 +69,7 @@ class MemoryJobStore:
         """What the scripts do for a job's ties when it ends."""
         self.batches: BatchRoll = NoBatches()
         self._policy = policy
-        self._clock = clock
+        self.clock = clock
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
         self._jobs: dict[str, _Job] = {}
@@ -91,7 +91,7 @@ class MemoryJobStore:
                             ErrorCode.IDEMPOTENCY_CONFLICT,
                             "this Idempotency-Key was used for another request: use a fresh key for a new job",
                         )
-            now = self._clock()
+            now = self.clock()
             if self.batches.deleted(job):
                 return job.queued(now)
             self._admit(job, now)
@@ -163,13 +163,13 @@ class MemoryJobStore:
         job.suspected = None
         self.tokens.pop(job.record.id, None)
         job.worker = worker
-        job.lease_until = self._clock() + timedelta(seconds=self._policy.lease_s)
+        job.lease_until = self.clock() + timedelta(seconds=self._policy.lease_s)
         attempt = job.record.attempt + 1
         self._change(
             job,
             status=JobStatus.RUNNING,
             attempt=attempt,
-            started_at=self._clock(),
+            started_at=self.clock(),
             progress=JobProgress(done=0, planned=0),
         )
         return Claim(job.record, job.new.spec, job.new.inputs, worker, attempt, job.size, alone=job.blamed > 0)
@@ -254,7 +254,7 @@ class MemoryJobStore:
 
     def reap(self) -> Reaped:
         with self._lock:
-            now = self._clock()
+            now = self.clock()
             if not self._rounds.begin(now):
                 return Reaped()
             overdue = self._end_overdue()
@@ -311,7 +311,7 @@ class MemoryJobStore:
         return {pool: count for pool, count in counts.items() if count}
 
     def charged(self, owner: str) -> tuple[int, timedelta]:
-        return self._charges.charged(owner, self._clock())
+        return self._charges.charged(owner, self.clock())
 
     def known(self, job_ids: Collection[str]) -> frozenset[str]:
         with self._lock:
@@ -334,7 +334,7 @@ class MemoryJobStore:
         return [job for job in self._jobs.values() if job.record.status is status]
 
     def _past_deadline(self, job: _Job) -> bool:
-        return job.record.deadline_at is not None and job.record.deadline_at <= self._clock()
+        return job.record.deadline_at is not None and job.record.deadline_at <= self.clock()
 
     def _held(self, claim: Claim) -> _Job | None:
         """The job if the claim holds, its lease extended; a job that was handed back meanwhile runs again."""
@@ -343,7 +343,7 @@ class MemoryJobStore:
             return None
         if job.record.status.terminal:
             return None
-        job.lease_until = self._clock() + timedelta(seconds=self._policy.lease_s)
+        job.lease_until = self.clock() + timedelta(seconds=self._policy.lease_s)
         if job.record.status is JobStatus.QUEUED:
             self._turns_of(job).remove(job.new.owner, job.number)
             job.suspected = None
@@ -369,7 +369,7 @@ class MemoryJobStore:
         self._turns_of(job).remove(job.new.owner, job.number)
         if job.record.attempt == 0:
             self._charges.settle(job.record.id, 0)
-        now = self._clock()
+        now = self.clock()
         expires_at = now + timedelta(seconds=self._policy.retention_s)
         self.tokens.pop(job.record.id, None)
         self._change(job, status=status, finished_at=now, expires_at=expires_at, **outcome)
