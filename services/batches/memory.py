@@ -1,5 +1,6 @@
 """The fake of the batch store, for tests: beside a `MemoryJobStore`, whose jobs it counts."""
 
+import itertools
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ class _Kept:
     due: datetime
     idempotency: Idempotency | None
     fence: int = 0
+    taken: int = 0
+    """Which turn of all its latest was."""
     lines: list[StoredLine] = field(default_factory=list)
     names: dict[str, int] = field(default_factory=dict)
     living: set[str] = field(default_factory=set)
@@ -41,6 +44,7 @@ class MemoryBatchStore:
         self._clock = clock
         self._lock = threading.RLock()
         self._kept: dict[str, _Kept] = {}
+        self._turns = itertools.count(1)
         jobs.batches = MemoryBatchRoll(self._kept, clock, policy)
         jobs.on_end.append(self._count)
 
@@ -126,7 +130,8 @@ class MemoryBatchStore:
             due = [kept for kept in self._kept.values() if kept.due <= now]
             if not due:
                 return None
-            kept = min(due, key=lambda kept: kept.due)
+            kept = min(due, key=lambda kept: (kept.due, kept.taken))
+            kept.taken = next(self._turns)
             kept.due = now + timedelta(seconds=LEASE_S)
             kept.fence += 1
             return Turn(self._state(kept.batch.id), kept.fence, now)

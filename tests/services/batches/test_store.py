@@ -8,7 +8,7 @@ from services.batches.store import ABANDONED_S, LEASE_S
 from services.contracts.errors import Conflict, ErrorCode, Limited, Refused
 from services.contracts.job import JobError, JobStatus
 from services.jobs.ids import new_blob_key, new_job_id
-from services.jobs.record import Cancelled, Failed, Idempotency
+from services.jobs.record import Cancelled, Ending, Failed, Idempotency
 from tests.services.batches.bench import FAULT, MANY, BatchBench, new_batch, stored_lines
 from tests.services.jobs.bench import POLICY
 from tests.services.jobs.samples import DONE
@@ -118,7 +118,7 @@ def test_a_batch_runs_once_and_ends_with_its_last_job(bench: BatchBench) -> None
         assert bench.submit(batch_id, index).priority == "batch"
     claims = [bench.jobs.claim() for _ in range(3)]
     assert (bench.batch(batch_id).living, bench.batch(batch_id).running) == (3, 3)
-    endings = [DONE, Failed(JobError(code=ErrorCode.METHOD_FAILED, message="no")), Cancelled()]
+    endings: list[Ending] = [DONE, Failed(JobError(code=ErrorCode.METHOD_FAILED, message="no")), Cancelled()]
     for claim, ending in zip(claims, endings, strict=True):
         assert bench.batch(batch_id).phase is Phase.RUNNING
         for _ in range(2):
