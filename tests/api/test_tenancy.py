@@ -73,7 +73,7 @@ OF_THE_CATALOGUE = [each for each in OPERATIONS if each.values[0].parameters & C
 
 @dataclass(frozen=True)
 class Alices:
-    """What Alice has: a finished job, a feature's label, a key; what else a parameter may name is none of hers."""
+    """What Alice has: a finished job, a batch, a feature's label, a key; nothing else is hers."""
 
     names: Mapping[str, str]
     before: Mapping[str, Any]
@@ -88,9 +88,13 @@ async def alices(stand: Stand) -> AsyncIterator[Alices]:
         label = f"/v1/saes/{SAE}/features/{WITHIN['index']}/label"
         assert (await alice.put(label, json={"text": SECRET, "author": "alice", "method": "human"})).status_code == 200
         before = (await alice.get(f"/v1/jobs/{job_id}")).json()
+        line = json.dumps({"custom_id": SECRET, "job": PATCHING})
+        batch = await alice.post("/v1/batches", content=line, headers={"Content-Type": "application/jsonl"})
+        batch_id = batch.json()["id"]
         key_id = stand.keys.list()[0].id
-        yield Alices({**ABSENT, **CATALOGUE, "job_id": job_id, "key_id": key_id}, before)
+        yield Alices({**ABSENT, **CATALOGUE, "job_id": job_id, "batch_id": batch_id, "key_id": key_id}, before)
         assert (await alice.get(f"/v1/jobs/{job_id}")).json() == before, "someone changed it"
+        assert (await alice.get(f"/v1/batches/{batch_id}")).json() == batch.json(), "someone changed it"
         assert SECRET in (await alice.get(f"/v1/saes/{SAE}/labels")).text, "someone deleted it"
 
 
@@ -145,7 +149,9 @@ async def test_what_is_someone_elses_is_as_what_is_not_there(
         foreign = await operation.ask(bob, alices.names)
         absent = await operation.ask(bob, {**alices.names, **ABSENT})
     assert foreign.status_code == absent.status_code == 404
-    shown = json.dumps(body_of(foreign)).replace(alices.names["job_id"], ABSENT["job_id"])
+    shown = json.dumps(body_of(foreign))
+    for name in ("job_id", "batch_id"):
+        shown = shown.replace(alices.names[name], ABSENT[name])
     assert json.loads(shown) == body_of(absent)
 
 
