@@ -27,12 +27,14 @@ class JobFilter:
     status: JobStatus | None = None
     kind: str | None = None
     label: str | None = None
+    batch: str | None = None
 
     def admits(self, job: JobRecord) -> bool:
         return (
             (self.status is None or self.status == job.status)
             and (self.kind is None or self.kind == job.kind)
             and (self.label is None or self.label == job.label)
+            and (self.batch is None or self.batch == job.batch)
         )
 
 

@@ -241,6 +241,15 @@ async def test_a_job_deleted_by_itself_leaves_its_line_to_tell_of_it(
     assert second["result"] is not None
 
 
+async def test_jobs_are_listed_by_their_batch(client: httpx.AsyncClient, keeping: Keeping) -> None:
+    first, second = await post(client, line("a"), line("b")), await post(client, line("a"))
+    await client.post("/v1/jobs", json=PATCHING)
+    keeping.keep()
+    for batch_id, count in ((first, 2), (second, 1), ("batch_" + "a" * 26, 0)):
+        jobs = (await client.get("/v1/jobs", params={"batch": batch_id})).json()["jobs"]
+        assert sorted(job["id"] for job in jobs) == sorted(job_id_of(batch_id, index) for index in range(count))
+
+
 async def test_a_batch_of_someone_else_is_not_there(stand: Stand, client: httpx.AsyncClient, keeping: Keeping) -> None:
     batch_id = await post(client, line("alices-secret"))
     keeping.keep()

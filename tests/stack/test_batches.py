@@ -11,8 +11,8 @@ from tests.api.specs import PATCHING
 from tests.processes import eventually
 from tests.stack.gateways import deployment
 
-LINES = 2_000
-WINDOW = 100
+LINES = 800
+WINDOW = 60
 JSONL = {"Content-Type": "application/jsonl"}
 WITHIN_S = 90
 

@@ -8,6 +8,7 @@ from services.batches.store import ABANDONED_S, LEASE_S
 from services.contracts.errors import Conflict, ErrorCode, Limited, Refused
 from services.contracts.job import JobError, JobStatus
 from services.jobs.ids import new_blob_key, new_job_id
+from services.jobs.ports import JobFilter
 from services.jobs.record import Cancelled, Ending, Failed, Idempotency
 from tests.services.batches.bench import FAULT, MANY, BatchBench, new_batch, stored_lines
 from tests.services.jobs.bench import POLICY
@@ -116,6 +117,10 @@ def test_a_batch_runs_once_and_ends_with_its_last_job(bench: BatchBench) -> None
     assert (started.phase, started.started_at is not None) == (Phase.RUNNING, True)
     for index in range(3):
         assert bench.submit(batch_id, index).priority == "batch"
+    bench.jobs.submit("bob")
+    assert len(bench.jobs.store.list("ada", JobFilter(batch=batch_id), None, 10).jobs) == 3
+    assert bench.jobs.store.list("ada", JobFilter(batch="batch_" + "a" * 26), None, 10).jobs == ()
+    assert bench.jobs.claim().job.owner == "bob"
     claims = [bench.jobs.claim() for _ in range(3)]
     assert (bench.batch(batch_id).living, bench.batch(batch_id).running) == (3, 3)
     endings: list[Ending] = [DONE, Failed(JobError(code=ErrorCode.METHOD_FAILED, message="no")), Cancelled()]
