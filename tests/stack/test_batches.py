@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 
+from api.routes.examples import JOBS
 from services.batches.ids import job_id_of
 from tests.api.specs import PATCHING
 from tests.processes import eventually
@@ -56,3 +57,25 @@ def test_killing_the_gateway_in_either_phase_loses_no_line_and_ends_none_twice(t
             (f"line-{number}", "succeeded") for number in range(LINES)
         ]
         assert jobs == []
+
+
+def test_the_lines_of_a_batch_run_on_the_real_model_as_single_jobs_do(
+    client: httpx.Client,
+) -> None:
+    names = ("features", "attribution", "logit_lens")
+    wrong = {**JOBS["features"], "sae": "absent"}
+    lines = [*({"custom_id": name, "job": JOBS[name]} for name in names), {"custom_id": "wrong", "job": wrong}]
+    upload = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    posted = client.post("/v1/batches?on_invalid=report", content=upload, headers=JSONL)
+    location = posted.headers["Location"]
+    assert eventually(lambda: counts(client, location)["status"] == "ended", WITHIN_S), counts(client, location)
+    results = [json.loads(line) for line in client.get(f"{location}/results").content.splitlines()]
+    assert [(each["custom_id"], each["status"]) for each in results] == [
+        *((name, "succeeded") for name in names),
+        ("wrong", "invalid"),
+    ]
+    for name, each in zip(names, results, strict=False):
+        single = client.post("/v1/jobs", json=JOBS[name] | {"cache": False}, headers={"Prefer": "wait=60"}).json()
+        assert each["result"]["kind"] == single["kind"]
+        assert each["result"]["provenance"] == single["result"]["provenance"]
+    assert client.delete(location).status_code == 204

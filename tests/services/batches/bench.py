@@ -1,7 +1,7 @@
 """A batch store beside a job store, both to be tested, with their clock in the test's hand."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from redis import Redis
 
@@ -93,7 +93,3 @@ def memory_batches(policy: JobPolicy = POLICY) -> BatchBench:
 
 def valkey_batches(client: Redis, policy: JobPolicy = POLICY) -> BatchBench:
     return BatchBench(RedisBatchStore(client, policy), valkey_bench(client, policy))
-
-
-def roomy(queued: int) -> JobPolicy:
-    return replace(POLICY, max_queued=queued)

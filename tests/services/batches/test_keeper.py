@@ -15,7 +15,7 @@ from services.batches.record import Batch, Phase, TurnLost
 from services.batches.store import ABANDONED_S, LEASE_S
 from services.batches.upload import count_lines
 from services.batches.work import BatchWork
-from services.contracts.batch import OnInvalid
+from services.contracts.batch import MAX_LINES, OnInvalid
 from services.contracts.errors import ErrorCode, Limited, Unavailable
 from services.contracts.job import JobStatus
 from services.jobs.ids import new_blob_key
@@ -262,6 +262,20 @@ def test_the_batches_of_all_owners_take_turns(stand: Stand) -> None:
         stand.keeper.turn()
     assert stand.bench.batch(small).fed == 1
     assert stand.bench.batch(large).checked == 3 * LINES_AT_ONCE
+
+
+@pytest.mark.parametrize("priority", ["interactive", "batch"])
+def test_ten_thousand_lines_of_one_owner_let_anothers_single_job_pass(bench: BatchBench, priority: str) -> None:
+    """Whoever claims next, at whatever moment, has it: at once, or after one job of the batch if it is no hurry."""
+    stand = Stand(bench)
+    batch_id = stand.upload([f"line-{index}" for index in range(MAX_LINES)])
+    for _ in range(3):
+        stand.until(batch_id, lambda batch: batch.living == WINDOW)
+        single = bench.jobs.submit("bob", priority=priority)
+        claims = [bench.jobs.claim() for _ in range(2)]
+        assert single in [claim.job.id for claim in claims][: 1 if priority == "interactive" else 2]
+        for claim in claims:
+            assert bench.jobs.store.finish(claim, DONE)
 
 
 def test_a_cancelled_batch_ends_and_its_upload_goes(stand: Stand) -> None:
