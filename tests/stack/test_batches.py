@@ -75,7 +75,7 @@ def test_the_lines_of_a_batch_run_on_the_real_model_as_single_jobs_do(
         ("wrong", "invalid"),
     ]
     for name, each in zip(names, results, strict=False):
-        single = client.post("/v1/jobs", json=JOBS[name] | {"cache": False}, headers={"Prefer": "wait=60"}).json()
+        single = client.post("/v1/jobs", json={**JOBS[name], "cache": False}, headers={"Prefer": "wait=60"}).json()
         assert each["result"]["kind"] == single["kind"]
         assert each["result"]["provenance"] == single["result"]["provenance"]
     assert client.delete(location).status_code == 204
