@@ -7,7 +7,7 @@ from services.batches.intake import Intake, read_line
 from services.batches.pace import LINES_AT_ONCE, Pace
 from services.batches.record import Batch, StoredLine, Turn, TurnLost
 from services.batches.store import BatchStore
-from services.batches.upload import read_slice
+from services.batches.upload import UploadLostError, read_slice
 from services.contracts.errors import Conflict, Unavailable
 from services.jobs.ports import Blobs
 from services.jobs.record import NewJob
@@ -29,9 +29,12 @@ def feed(turn: Turn, batches: BatchStore, blobs: Blobs, intake: Intake, pace: Pa
     room = min(window - batch.living, LINES_AT_ONCE)
     if room <= 0:
         return WHEN_FULL_S
+    lines = batches.lines(batch.id, batch.fed, room)
+    if not lines:
+        raise UploadLostError
     fed, pause_s = batch.fed, 0.0
     wrong: dict[int, StoredLine] = {}
-    for line, text in pace.some(_texts(batch, batches.lines(batch.id, fed, room), blobs)):
+    for line, text in pace.some(_texts(batch, lines, blobs)):
         try:
             if (refused := _submit(batch, fed, line, text, intake)) is not None:
                 wrong[fed] = refused

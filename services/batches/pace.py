@@ -23,7 +23,10 @@ class Pace:
         """As many of the items as make one piece of work, with a rest after each."""
         started = time.monotonic()
         for count, item in enumerate(items):
-            if count == LINES_AT_ONCE or self.stopping() or time.monotonic() - started > SECONDS_AT_ONCE:
+            if count == LINES_AT_ONCE or self.stopping():
+                return
+            # However long the first one took to come, there is always one: else nothing would ever get on.
+            if count and time.monotonic() - started > SECONDS_AT_ONCE:
                 return
             begun = time.perf_counter()
             yield item

@@ -6,7 +6,7 @@ from services.batches.intake import Intake, ReadLine, read_line
 from services.batches.pace import Pace
 from services.batches.record import Batch, Checked, StoredLine, Turn
 from services.batches.store import BatchStore
-from services.batches.upload import RawLine, lines_from
+from services.batches.upload import RawLine, UploadLostError, lines_from
 from services.contracts.batch import LineFault
 from services.contracts.errors import ErrorCode, Limited
 from services.contracts.job import JobError
@@ -29,6 +29,8 @@ def validate(turn: Turn, batches: BatchStore, blobs: Blobs, intake: Intake, pace
         last = read[-1][0]
         cost = sum(result.job.cost for _, result in read if result.job is not None)
         batches.check(turn, Checked(stored, last.offset + len(last.text) + 1, last.number, cost))
+    elif not pace.stopping():
+        raise UploadLostError
 
 
 def _decide(turn: Turn, batches: BatchStore, intake: Intake) -> None:

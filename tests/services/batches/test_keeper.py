@@ -247,6 +247,16 @@ def test_a_batch_whose_upload_is_lost_says_so(stand: Stand) -> None:
         assert batch.error.code is ErrorCode.UPLOAD_LOST
 
 
+def test_an_upload_that_was_cut_off_is_lost(stand: Stand) -> None:
+    batch_id = stand.upload(["a", "b"])
+    (key,) = stand.blobs.by_key
+    stand.blobs.by_key[key] = b"a\n"
+    stand.keep()
+    batch = stand.bench.batch(batch_id)
+    assert batch.error is not None
+    assert (batch.phase, batch.error.code) == (Phase.FAILED, ErrorCode.UPLOAD_LOST)
+
+
 def test_a_large_upload_is_fed_in_reads_of_a_bounded_size(stand: Stand) -> None:
     lines = [f"line-{index} " + "x" * (BYTES_AT_ONCE // 3) for index in range(7)]
     batch_id = stand.upload(lines)
