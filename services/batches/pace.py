@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Pace:
-    """`rest`: after each second of work so many seconds of none, in which this process' requests have it to themselves.
+    """`rest`: after each second of computing so many seconds of none, in which requests have the process to themselves.
     `stopping`: whether the process is to end."""
 
     rest: float = 0.0
@@ -28,7 +28,7 @@ class Pace:
             # However long the first one took to come, there is always one: else nothing would ever get on.
             if count and time.monotonic() - started > SECONDS_AT_ONCE:
                 return
-            begun = time.perf_counter()
+            begun = time.thread_time()
             yield item
             if self.rest:
-                time.sleep(self.rest * (time.perf_counter() - begun))
+                time.sleep(self.rest * (time.thread_time() - begun))
