@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from api.app import create_app
+from api.batch_intake import GatewayIntake
 from api.dependencies import GatewayServices
 from api.limits import RequestLimits
 from api.server import make_server, run
@@ -19,6 +20,7 @@ from services import logs
 from services.adapters.celery_doorbell import CeleryDoorbell
 from services.adapters.folder_blobs import FolderBlobs
 from services.adapters.redis_audit import RedisAuditLog
+from services.adapters.redis_batches import RedisBatchStore
 from services.adapters.redis_blobs import RedisBlobs
 from services.adapters.redis_cache import RedisResultCache
 from services.adapters.redis_client import UnsuitableServerError, check_server, make_client
@@ -31,6 +33,8 @@ from services.adapters.redis_labels import RedisLabelStore
 from services.adapters.redis_webhooks import RedisWebhookStore
 from services.adapters.redis_workers import RedisWorkers
 from services.adapters.webhook_poster import HttpPoster
+from services.batches.keeper import Keeper
+from services.batches.work import BatchWork
 from services.catalogue.catalogue import open_catalogue
 from services.catalogue.feature_index import open_prepared
 from services.catalogue.feature_indexes import FeatureIndexes
@@ -46,6 +50,9 @@ from services.webhooks.courier_thread import CourierThread
 from services.webhooks.urls import UrlRules
 
 log = logging.getLogger("api")
+
+KEEPER_RESTS = 1.0
+"""Seconds that the keeper of batches leaves to requests after each second of its own work."""
 
 
 def main() -> int:
@@ -84,6 +91,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         workers=workers,
         keys=RedisKeyStore(client),
         labels=RedisLabelStore(client),
+        batches=RedisBatchStore(client, policy),
         audit=RedisAuditLog(client),
         webhooks=RedisWebhookStore(client),
         catalogue=catalogue,
@@ -98,20 +106,25 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         tenants=settings.tenant_limits(),
         share_results=settings.share_results,
         webhook_urls=UrlRules(settings.webhook_hosts),
+        max_batches=settings.max_owner_batches,
     )
     reaper = Reaper(services.store, services.blobs, services.doorbell, every_s=policy.reap_every_s)
     poster = HttpPoster(services.webhook_urls)
     courier = CourierThread(Courier(RedisDeliveries(client), services.webhooks, services.store, poster))
+    intake = GatewayIntake(services, settings.max_body)
+    work = BatchWork(services.batches, services.blobs, intake, settings.max_batch_jobs)
+    keeper = Keeper(services.batches, work, rest=KEEPER_RESTS)
 
     @asynccontextmanager
     async def background(_app: FastAPI) -> AsyncIterator[None]:
         async with events:
             reaper.start()
             courier.start()
+            keeper.start()
             try:
                 yield
             finally:
-                await asyncio.gather(asyncio.to_thread(courier.stop), asyncio.to_thread(reaper.stop))
+                await asyncio.gather(*(asyncio.to_thread(one.stop) for one in (keeper, courier, reaper)))
         client.close()
 
     return services, create_app(services, RequestLimits(settings.max_body, settings.max_lines), background)

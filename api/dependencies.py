@@ -9,6 +9,7 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
+from services.batches.store import BatchStore
 from services.catalogue.catalogue import Catalogue
 from services.catalogue.feature_indexes import FeatureIndexes
 from services.catalogue.resolve import Limits
@@ -40,6 +41,7 @@ class GatewayServices:
     workers: WorkerRegistry
     keys: KeyStore
     labels: LabelStore
+    batches: BatchStore
     audit: AuditLog
     webhooks: WebhookStore
     catalogue: Catalogue
@@ -55,6 +57,8 @@ class GatewayServices:
     """Whether a result answers the same question of any tenant, or of its owner alone."""
     webhook_urls: UrlRules = PUBLIC_ONLY
     """Where webhooks may lead."""
+    max_batches: int = 20
+    """Batches of one owner that have not ended."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process is asked to stop: whoever waits for a job then answers with what there is."""
     _reading: CapacityLimiter = field(init=False, default_factory=lambda: CapacityLimiter(_CONCURRENT_READS))

@@ -19,8 +19,8 @@ IdempotencyKey = Annotated[
         pattern=r"^[\x21-\x7e]+$",
         description=(
             "A name that the client makes up for this request, a UUID say. The same request under the same name finds "
-            "the job that the first one made, for as long as that job is kept; another request is refused. Names of "
-            "different tenants never meet."
+            "the job (or batch) that the first one made, for as long as that is kept; another request is refused. "
+            "Names of different tenants never meet."
         ),
         examples=["7b0ee6f3-0a3f-4c0e-9a39-1f0b0f4f6c1d"],
     ),
@@ -34,3 +34,12 @@ def idempotency(key: str | None, spec: JobSpec) -> Idempotency | None:
         return None
     normal = json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     return Idempotency(key, hashlib.sha256(normal.encode()).hexdigest())
+
+
+def upload_idempotency(key: str | None, upload: bytes, *parameters: str | None) -> Idempotency | None:
+    """What is reserved with a batch: here the bytes count, as they came."""
+    if key is None:
+        return None
+    digest = hashlib.sha256(json.dumps(parameters).encode())
+    digest.update(upload)
+    return Idempotency(key, digest.hexdigest())

@@ -14,7 +14,7 @@ JSON = "application/json"
 LINES = "application/jsonl"
 """A JSON document a line; also known as application/x-ndjson."""
 
-_TAKE_LINES = re.compile(r"/v1/saes/[^/]+/labels")
+_TAKE_LINES = re.compile(r"/v1/saes/[^/]+/labels|/v1/batches")
 """The paths whose bodies are lines, with a bound of their own."""
 
 _METHODS_WITH_BODY = ("POST", "PUT", "PATCH")

@@ -24,6 +24,7 @@ from api.routes.features import FeatureList
 from api.routes.keys import KeyRequest, RotationRequest
 from api.routes.models import TokenizeRequest
 from api.routes.webhooks import MESSAGES, WebhookRequest, WebhookRotationRequest
+from services.contracts.batch import BatchLine, LineResult
 from services.contracts.feature_card import FeatureCard
 from services.contracts.job import JobResult, JobSpec, JobView
 from services.contracts.label import LabelLine, LabelRequest
@@ -43,6 +44,7 @@ its owner the status is 429, and `Retry-After` says when to come back.
 """
 TAGS = [
     {"name": "jobs", "description": "Post a job, follow it, fetch its result."},
+    {"name": "batches", "description": "Post thousands of jobs as one file, and fetch their results as one."},
     {"name": "models", "description": "The models that are served."},
     {"name": "saes", "description": "The sparse autoencoders that are served."},
     {"name": "features", "description": "What the features of an SAE are."},
@@ -56,12 +58,13 @@ _REQUESTS: tuple[Any, ...] = (
     TokenizeRequest,
     LabelRequest,
     LabelLine,
+    BatchLine,
     WebhookRequest,
     WebhookRotationRequest,
     KeyRequest,
     RotationRequest,
 )
-_ANSWERS: tuple[Any, ...] = (JobView, JobResult, FeatureCard, FeatureList, JobEnded, Problem)
+_ANSWERS: tuple[Any, ...] = (JobView, JobResult, LineResult, FeatureCard, FeatureList, JobEnded, Problem)
 """Schemas of what routes write by themselves, which FastAPI therefore does not find."""
 
 

@@ -57,7 +57,7 @@ class GatewaySettings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     max_body: Annotated[ByteSize, Field(ge=1_000, le=100_000_000)] = ByteSize(1_000_000)
     max_lines: Annotated[ByteSize, Field(ge=1_000, le=100_000_000)] = ByteSize(16_000_000)
-    """Bytes of a body of JSON lines: an import of labels."""
+    """Bytes of a body of JSON lines: an import of labels, a batch."""
     max_job_tokens: Annotated[int, Field(ge=1, le=100_000_000)] = 200_000
     max_job_token_layers: Annotated[int, Field(ge=1, le=10**15)] = 50_000_000
     """Engine work that one job may ask for, by estimate: positions through blocks."""
@@ -73,6 +73,10 @@ class GatewaySettings(BaseSettings):
     """Running jobs of one owner; without it only the turns that owners take bound them."""
     owner_queue_share: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of the queue that one owner's jobs may fill."""
+    max_owner_batches: Annotated[int, Field(ge=0, le=10_000)] = 20
+    """Batches of one owner that have not ended."""
+    max_batch_jobs: Annotated[int, Field(ge=1, le=100_000)] = 2_000
+    """Jobs of one batch that are queued or running; its other lines wait outside the queue."""
     max_owner_token_layers_a_day: Annotated[int, Field(ge=0, le=10**15)] | None = None
     """Engine work of one owner from midnight to midnight UTC; without it there is no bound."""
     share_results: bool = False

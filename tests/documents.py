@@ -10,6 +10,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 README = PROJECT / "README.md"
 JOBS = PROJECT / "docs/jobs.md"
 FEATURES = PROJECT / "docs/features.md"
+BATCHES = PROJECT / "docs/batches.md"
 
 
 def json_blocks(document: Path) -> list[dict[str, Any]]:

@@ -127,3 +127,9 @@ JOBS: Mapping[str, Mapping[str, Any]] = {
         "layers": [10, 15, 20],
     },
 }
+
+BATCH = (
+    {"custom_id": "eiffel", "job": JOBS["features"]},
+    {"custom_id": "mary-and-john", "job": JOBS["attribution"]},
+)
+"""The lines of a small batch."""

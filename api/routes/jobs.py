@@ -69,6 +69,7 @@ class JobQuery(BaseModel):
         | None
     ) = None
     label: Annotated[str | None, Field(max_length=200)] = None
+    batch: Annotated[str | None, Field(max_length=40, description="The id of the batch that they belong to.")] = None
     cursor: Annotated[str | None, Field(max_length=500, description="As the previous page gave it.")] = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
 
@@ -122,7 +123,7 @@ async def submit_job(
 @router.get("", operation_id="list_jobs", responses=problems(422))
 def list_jobs(services: Services, key: Reader, query: Annotated[JobQuery, Query()]) -> JobList:
     """The caller's jobs, newest first, without their results."""
-    where = JobFilter(status=query.status, kind=query.kind, label=query.label)
+    where = JobFilter(status=query.status, kind=query.kind, label=query.label, batch=query.batch)
     try:
         page = services.store.list(key.owner, where, query.cursor, query.limit)
     except Refused as error:

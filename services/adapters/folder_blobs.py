@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from services.contracts.errors import ErrorCode, Unavailable
-from services.jobs.ids import is_job_id, job_of_blob
+from services.jobs.ids import job_of_blob, owns_blobs
 
 
 class FolderBlobs:
@@ -52,13 +52,13 @@ class FolderBlobs:
                 return None
 
     def delete(self, job_id: str) -> None:
-        if is_job_id(job_id):
+        if owns_blobs(job_id):
             shutil.rmtree(self._root / job_id, ignore_errors=True)
 
     def jobs(self) -> Sequence[str]:
         with _disk_errors():
             return (
-                sorted(path.name for path in self._root.iterdir() if is_job_id(path.name))
+                sorted(path.name for path in self._root.iterdir() if owns_blobs(path.name))
                 if self._root.is_dir()
                 else []
             )

@@ -15,9 +15,10 @@ Argument = str | bytes | int | float
 class LuaScripts:
     """Runs scripts by name; their headers say what they take and return."""
 
-    def __init__(self, client: Redis, prelude: str | None = None) -> None:
+    def __init__(self, client: Redis, prelude: str | tuple[str, ...] = ()) -> None:
+        """`prelude` names what is put before each script, in this order."""
         self._client = client
-        self._prelude = prelude
+        self._prelude = (prelude,) if isinstance(prelude, str) else prelude
         self._scripts: dict[str, Script] = {}
 
     def run(self, name: str, *arguments: Argument) -> Any:
@@ -30,9 +31,9 @@ class LuaScripts:
 
 
 @cache
-def _source(name: str, prelude: str | None) -> str:
-    """The script, its prelude after the shebang line, which must come first."""
+def _source(name: str, prelude: tuple[str, ...]) -> str:
+    """The script, its preludes after the shebang line, which must come first."""
     lua = resources.files("services.adapters") / "lua"
     shebang, _, body = (lua / f"{name}.lua").read_text().partition("\n")
-    shared = "" if prelude is None else (lua / f"{prelude}.lua").read_text()
+    shared = "\n".join((lua / f"{part}.lua").read_text() for part in prelude)
     return f"{shebang}\n{shared}\n{body}"

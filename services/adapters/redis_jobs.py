@@ -33,7 +33,8 @@ from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
 from services.contracts.generation import NewTokens
 from services.contracts.job import JobError, JobProgress, JobStatus, JobSummary
 from services.jobs.idempotency import just_forgotten, key_reused
-from services.jobs.limits import queue_share_filled, quota_exceeded, too_many_jobs
+from services.jobs.ids import is_batch_id
+from services.jobs.limits import batch_closed, queue_share_filled, quota_exceeded, too_many_jobs
 from services.jobs.policy import JobPolicy
 from services.jobs.ports import NOBODY, JobFilter, Page, Reaped
 from services.jobs.record import (
@@ -102,6 +103,8 @@ class RedisJobStore:
                 return record
             case [b"conflict"]:
                 raise key_reused()
+            case [b"closed"]:
+                raise batch_closed(job.ties.batch or "")
             case [b"limited", b"jobs", living]:
                 raise too_many_jobs(living)
             case [b"limited", b"queue", share]:
@@ -112,7 +115,10 @@ class RedisJobStore:
         raise Unavailable(ErrorCode.QUEUE_FULL, _WHY_FULL[answer[1]], retry_after_s=10)
 
     def get(self, job_id: str) -> JobRecord | None:
-        return self._read([job_id], RECORD_FIELDS)[0]
+        return self.get_many([job_id])[0]
+
+    def get_many(self, job_ids: Sequence[str]) -> Sequence[JobRecord | None]:
+        return self._read(job_ids, RECORD_FIELDS)
 
     def list(self, owner: str, where: JobFilter, cursor: str | None, limit: int) -> Page:
         at_once = limit + 1 if where == JobFilter() else LOOKED_AT_ONCE
@@ -208,7 +214,8 @@ class RedisJobStore:
         with store_errors():
             pipeline = self._client.pipeline(transaction=False)
             for job_id in ids:
-                pipeline.exists(f"lensd:job:{job_id}", f"lensd:arriving:{job_id}")
+                names = ("batch",) if is_batch_id(job_id) else ("job", "arriving")
+                pipeline.exists(*(f"lensd:{name}:{job_id}" for name in names))
             return frozenset(job_id for job_id, exists in zip(ids, pipeline.execute(), strict=True) if exists)
 
     def depth(self, pool: str) -> int:

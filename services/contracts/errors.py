@@ -68,12 +68,18 @@ class ErrorCode(StrEnum):
     TOO_MANY_LABELS = "too_many_labels"
     TOO_MANY_WEBHOOKS = "too_many_webhooks"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
+    BATCH_NOT_FOUND = "batch_not_found"
+    BATCH_UNFINISHED = "batch_unfinished"
+    BATCH_CLOSED = "batch_closed"
+    INVALID_LINES = "invalid_lines"
+    UPLOAD_LOST = "upload_lost"
     KEY_NOT_FOUND = "key_not_found"
     KEY_CHANGED = "key_changed"
     LAST_ADMIN_KEY = "last_admin_key"
     # Over the caller's own limits
     RATE_LIMITED = "rate_limited"
     TOO_MANY_JOBS = "too_many_jobs"
+    TOO_MANY_BATCHES = "too_many_batches"
     QUOTA_EXCEEDED = "quota_exceeded"
     # Not now
     QUEUE_FULL = "queue_full"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-from services.contracts.errors import ErrorCode, Limited
+from services.contracts.errors import Conflict, ErrorCode, Limited
 
 
 @dataclass(frozen=True)
@@ -45,3 +45,7 @@ def quota_exceeded(cost: int, charged: int, bound: int, resets_in: timedelta) ->
         f"already: the quota resets at midnight UTC, in {minutes} minutes"
     )
     return Limited(ErrorCode.QUOTA_EXCEEDED, message, retry_after_s=-(-resets_in // timedelta(seconds=1)))
+
+
+def batch_closed(batch_id: str) -> Conflict:
+    return Conflict(ErrorCode.BATCH_CLOSED, f"{batch_id} takes no more jobs: it has ended or was cancelled")

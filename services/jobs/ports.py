@@ -27,12 +27,14 @@ class JobFilter:
     status: JobStatus | None = None
     kind: str | None = None
     label: str | None = None
+    batch: str | None = None
 
     def admits(self, job: JobRecord) -> bool:
         return (
             (self.status is None or self.status == job.status)
             and (self.kind is None or self.kind == job.kind)
             and (self.label is None or self.label == job.label)
+            and (self.batch is None or self.batch == job.batch)
         )
 
 
@@ -74,12 +76,16 @@ class JobStore(Protocol):
 
         With an idempotency key that the owner has used before: the earlier job (its id is not `job.id`) if the request
         was the same, else raises Conflict(IDEMPOTENCY_CONFLICT). Raises Limited(TOO_MANY_JOBS | QUOTA_EXCEEDED) over
-        `job.limits`, and Unavailable(QUEUE_FULL) over the bound of the pool's queue or of the server's memory.
-        Repeating a call is harmless. The job's cost is charged to its owner's day.
+        `job.limits`, and Unavailable(QUEUE_FULL) over the bound of the pool's queue or of the server's memory,
+        Conflict(BATCH_CLOSED) for a job of a batch that does not run. Repeating a call is harmless. The job's cost is
+        charged to its owner's day.
         """
 
     def get(self, job_id: str) -> JobRecord | None:
         """The record, or None if there is none."""
+
+    def get_many(self, job_ids: Sequence[str]) -> Sequence[JobRecord | None]:
+        """The same for some hundred jobs in one round trip."""
 
     def list(self, owner: str, where: JobFilter, cursor: str | None, limit: int) -> Page:
         """The owner's jobs; raises Refused(INVALID_REQUEST) on a cursor that is not ours."""
@@ -132,12 +138,14 @@ class JobStore(Protocol):
         """One round for all processes together: empty when the last one was less than `reap_every_s` ago.
 
         Hands expired leases back (or fails the job: blamed too often, past its deadline; or cancels it, if that was
-        asked for), fails queued jobs past their deadline, forgets jobs past their retention. After an outage leases
-        get one more term first.
+        asked for), fails queued jobs past their deadline, forgets jobs past their retention whose batch, if they have
+        one, is forgotten. After an outage leases get one more term first.
         """
 
     def known(self, job_ids: Collection[str]) -> frozenset[str]:
-        """Those of `job_ids` that have a record, or will have one in a moment."""
+        """Those of `job_ids` that have a record, or will have one in a moment; ids of batches count too, for they own
+        blobs as well.
+        """
 
     def depth(self, pool: str) -> int:
         """Queued jobs of the pool."""

@@ -35,6 +35,8 @@ class JobRecord(Contract):
     label: str | None
     metadata: dict[str, str]
     priority: Literal["interactive", "batch"]
+    batch: str | None = None
+    """The batch that it belongs to."""
     status: JobStatus
     created_at: datetime
     deadline_at: datetime | None = None
@@ -99,6 +101,7 @@ class NewJob(Contract):
             label=spec.label,
             metadata=spec.metadata,
             priority=spec.priority,
+            batch=self.ties.batch,
             status=JobStatus.QUEUED,
             created_at=created_at,
             deadline_at=None if spec.deadline_s is None else created_at + timedelta(seconds=spec.deadline_s),

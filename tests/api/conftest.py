@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from api.app import create_app
 from api.dependencies import GatewayServices
 from api.limits import RequestLimits
+from services.batches.memory import MemoryBatchStore
 from services.catalogue.catalogue import Catalogue, open_catalogue
 from services.catalogue.feature_indexes import FeatureIndexes, FeatureReader
 from services.catalogue.resolve import Limits
@@ -114,6 +115,7 @@ def stand(tiny_catalogue: Catalogue) -> Stand:
         workers=workers,
         keys=keys,
         labels=MemoryLabelStore(),
+        batches=MemoryBatchStore(store, JobPolicy()),
         audit=MemoryAuditLog(),
         webhooks=webhooks,
         catalogue=tiny_catalogue,

@@ -75,7 +75,7 @@ OF_THE_CATALOGUE = [each for each in OPERATIONS if each.values[0].parameters & C
 
 @dataclass(frozen=True)
 class Alices:
-    """What Alice has: a finished job, a feature's label, a key; what else a parameter may name is none of hers."""
+    """What Alice has: a finished job, a batch, a feature's label, a key; nothing else is hers."""
 
     names: Mapping[str, str]
     before: Mapping[str, Any]
@@ -90,12 +90,16 @@ async def alices(stand: Stand) -> AsyncIterator[Alices]:
         label = f"/v1/saes/{SAE}/features/{WITHIN['index']}/label"
         assert (await alice.put(label, json={"text": SECRET, "author": "alice", "method": "human"})).status_code == 200
         before = (await alice.get(f"/v1/jobs/{job_id}")).json()
+        line = json.dumps({"custom_id": SECRET, "job": PATCHING})
+        batch = await alice.post("/v1/batches", content=line, headers={"Content-Type": "application/jsonl"})
+        batch_id = batch.json()["id"]
         key_id = stand.keys.list()[0].id
         webhook = {"url": "https://hooks.example.com/", "description": SECRET}
         webhook_id = (await alice.post("/v1/webhooks", json=webhook)).json()["id"]
-        names = {"job_id": job_id, "key_id": key_id, "webhook_id": webhook_id}
+        names = {"job_id": job_id, "batch_id": batch_id, "key_id": key_id, "webhook_id": webhook_id}
         yield Alices({**ABSENT, **CATALOGUE, **names}, before)
         assert (await alice.get(f"/v1/jobs/{job_id}")).json() == before, "someone changed it"
+        assert (await alice.get(f"/v1/batches/{batch_id}")).json() == batch.json(), "someone changed it"
         assert SECRET in (await alice.get(f"/v1/saes/{SAE}/labels")).text, "someone deleted it"
         assert SECRET in (await alice.get(f"/v1/webhooks/{webhook_id}")).text, "someone deleted it"
 

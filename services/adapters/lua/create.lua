@@ -4,10 +4,11 @@
 --       idempotency key's name or '', request digest, estimated cost, limits of the owner (JSON), ties (JSON)
 -- Returns {'created', created_at} | {'replayed', job} | {'conflict'} | {'full', 'queue' or 'memory'} |
 --         {'limited', 'jobs', how many there are} | {'limited', 'queue', how many may wait} |
---         {'limited', 'work', charged today, microseconds until midnight}
+--         {'closed'}, if its batch does not run | {'limited', 'work', charged today, microseconds until midnight}
 
 local _, id, owner, pool, priority, size, head, spec, inputs, deadline, reservation, digest, cost = unpack(ARGV)
 local limits = cjson.decode(ARGV[14])
+local ties = cjson.decode(ARGV[15])
 
 local function queued()
   local count = 0
@@ -33,6 +34,10 @@ end
 
 local created = fields(id, 'created_at')
 if created then return {'created', created} end
+-- A job of a batch that was deleted has been, and is not made again.
+local shut = shut_by_batch(id, ties.batch)
+if shut == 'deleted' then return {'created', digits(now)} end
+if shut then return {shut} end
 local answer, earlier = earlier_request(reservation, digest)
 if answer then return {answer, earlier} end
 local refused = refusal()
@@ -41,6 +46,7 @@ if refused then return refused end
 put_record(id, owner, pool, priority, size, head, ARGV[15], reservation, digest)
 set(id, 'spec', spec, 'inputs', inputs)
 if limits.running then set(id, 'max_running', limits.running) end
+if ties.batch then redis.call('SADD', 'lensd:batch-living:' .. ties.batch, id) end
 if deadline ~= '' then
   local deadline_at = digits(now + tonumber(deadline))
   set(id, 'deadline_at', deadline_at)

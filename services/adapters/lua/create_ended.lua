@@ -8,6 +8,7 @@ local _, id, owner, pool, priority, size, head, ties, reservation, digest, entry
 local function answer(job) return {job, redis.call('HGETALL', 'lensd:job:' .. job)} end
 
 if fields(id, 'status') then return answer(id) end
+if shut_by_batch(id, cjson.decode(ties).batch) then return false end
 local refusal, earlier = earlier_request(reservation, digest)
 if refusal then return earlier and answer(earlier) or refusal end
 -- Where it is to run after all, copies of blobs may lie there already: they are spared until it has its record.

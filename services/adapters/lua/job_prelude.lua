@@ -23,6 +23,15 @@
 --   lensd:executing:<worker>                 string: " <job>:<attempt> <job>:<attempt> " of the chunk it runs
 --   lensd:reaper                             hash: last round, last sweep, end of the reprieve after an outage
 --   lensd:webhook:<id>, :deliveries, …        see delivery_prelude.lua
+--   lensd:batch:<batch>                      hash: the record of a batch; a job's field 'batch' names its own
+--   lensd:batch-lines:<batch>                list: its validated lines, as JSON
+--   lensd:batch-wrong:<batch>                list: the first wrong ones
+--   lensd:batch-names:<batch>                hash: custom id → number of its line, while it is validated
+--   lensd:batch-living:<batch>               set: its jobs that have not ended
+--   lensd:batch-deleted:<batch>              hash: its jobs that were deleted one by one → how they had ended
+--   lensd:batches:<owner>                    sorted set: the owner's batches by creation
+--   lensd:batches-open:<owner>               set: those of them that have not ended, and unfinished uploads
+--   lensd:batches-due                        sorted set: batches by the time from which a keeper may take them
 --
 -- A group is <pool>:<priority>:<size>, with a size of 'small' or 'large'.
 
@@ -153,6 +162,56 @@ local function queue_delivery(id)
   redis.call('ZADD', 'lensd:deliveries', 'LT', digits(now), owner)
 end
 
+local function batch_fields(batch, ...) return unpack(redis.call('HMGET', 'lensd:batch:' .. batch, ...)) end
+
+local function end_batch(batch, status, ...)
+  local expires = digits(now + policy.retention)
+  redis.call('HSET', 'lensd:batch:' .. batch, 'status', status, 'finished_at', digits(now), 'expires_at', expires, ...)
+  redis.call('DEL', 'lensd:batch-names:' .. batch)
+  redis.call('SREM', 'lensd:batches-open:' .. batch_fields(batch, 'owner'), batch)
+  redis.call('ZADD', 'lensd:batches-due', digits(now), batch)
+end
+
+-- Ends a batch none of whose lines can change any more; lines that never ran count as cancelled.
+local function end_batch_if_done(batch)
+  local status, lines, invalid, succeeded, failed, cancelled =
+    batch_fields(batch, 'status', 'lines', 'invalid', 'succeeded', 'failed', 'cancelled')
+  local over = status == 'running' and invalid + succeeded + failed + cancelled >= tonumber(lines)
+  if over or (status == 'cancelling' and redis.call('SCARD', 'lensd:batch-living:' .. batch) == 0) then
+    end_batch(batch, 'ended', 'cancelled', lines - invalid - succeeded - failed)
+  end
+end
+
+-- Counts the end of a job in its batch.
+local function tell_batch(id, status)
+  local batch = fields(id, 'batch')
+  local phase = batch and batch_fields(batch, 'status')
+  if phase ~= 'running' and phase ~= 'cancelling' then return end
+  redis.call('SREM', 'lensd:batch-living:' .. batch, id)
+  redis.call('HINCRBY', 'lensd:batch:' .. batch, status, 1)
+  end_batch_if_done(batch)
+end
+
+-- Whether a batch takes the job: 'deleted' if it had it before, 'closed' if it does not run.
+local function shut_by_batch(id, batch)
+  if not batch then return nil end
+  if redis.call('HEXISTS', 'lensd:batch-deleted:' .. batch, id) == 1 then return 'deleted' end
+  if batch_fields(batch, 'status') ~= 'running' then return 'closed' end
+end
+
+-- A job is kept for as long as its batch. Returns whether it is to be kept longer.
+local function kept_by_batch(id)
+  local batch = fields(id, 'batch')
+  local owner, expires = batch_fields(batch or '', 'owner', 'expires_at')
+  if not owner then return false end
+  if not expires then expires = digits(now + policy.retention) end
+  -- A batch past its own time goes with all its jobs as soon as a keeper comes round.
+  if passed(expires) then expires = digits(now + policy.lease) end
+  set(id, 'expires_at', expires)
+  redis.call('ZADD', 'lensd:expiries', expires, id)
+  return true
+end
+
 -- Ended jobs are many: what one computed on, often the largest part of its record, goes, and most of its events.
 -- A job that never ran costs nothing; one that ends without a bill costs what was estimated.
 local function finish(id, status, ...)
@@ -172,6 +231,7 @@ local function finish(id, status, ...)
   redis.call('LTRIM', 'lensd:events:' .. id, -policy.kept_events_of_ended, -1)
   remember(id, status)
   queue_delivery(id)
+  tell_batch(id, status)
 end
 
 -- A claim holds until the job ends, is released, or is claimed by another: a job that was handed back in the worker's
@@ -209,6 +269,8 @@ end
 local function forget(id)
   redis.call('ZREM', 'lensd:expiries', id)
   local owner, idempotency, entry, cached = fields(id, 'owner', 'idempotency', 'cache_entry', 'cached')
+  local batch, status = fields(id, 'batch', 'status')
+  if batch and batch_fields(batch, 'owner') then redis.call('HSET', 'lensd:batch-deleted:' .. batch, id, status) end
   if owner then redis.call('ZREM', 'lensd:owner:' .. owner, id) end
   if idempotency then redis.call('DEL', idempotency) end
   if entry and redis.call('GET', 'lensd:cached:' .. entry) == id then redis.call('DEL', 'lensd:cached:' .. entry) end

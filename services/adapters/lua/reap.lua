@@ -54,8 +54,13 @@ if not reprieve or passed(reprieve) then
     end
   end
 end
-local forgotten = due('expiries')
-for _, id in ipairs(forgotten) do forget(id) end
+local forgotten = {}
+for _, id in ipairs(due('expiries')) do
+  if not kept_by_batch(id) then
+    forget(id)
+    forgotten[#forgotten + 1] = id
+  end
+end
 for _, pool in ipairs(redis.call('SMEMBERS', 'lensd:pools')) do
   local count = redis.call('ZCOUNT', 'lensd:queued:' .. pool, '-inf', digits(now - policy.ring_after))
   if count > 0 then

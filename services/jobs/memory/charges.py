@@ -17,11 +17,15 @@ class Charges:
     def admit(self, job: NewJob, now: datetime) -> None:
         """Raises Limited(QUOTA_EXCEEDED) if the job's estimate is more than what is left of its owner's day."""
         bound = job.limits.daily_token_layers
-        today = now.astimezone(UTC).date()
-        charged = self._charged[job.owner, today]
+        charged, resets_in = self.charged(job.owner, now)
         if bound is not None and charged + job.cost > bound:
-            midnight = datetime.combine(today + timedelta(days=1), datetime.min.time(), UTC)
-            raise quota_exceeded(job.cost, charged, bound, midnight - now)
+            raise quota_exceeded(job.cost, charged, bound, resets_in)
+
+    def charged(self, owner: str, now: datetime) -> tuple[int, timedelta]:
+        """What the owner is charged today, and how long the day still is."""
+        today = now.astimezone(UTC).date()
+        midnight = datetime.combine(today + timedelta(days=1), datetime.min.time(), UTC)
+        return self._charged[owner, today], midnight - now
 
     def charge(self, job: NewJob, now: datetime) -> None:
         today = now.astimezone(UTC).date()

@@ -5,7 +5,6 @@ import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -14,8 +13,11 @@ from services.contracts.errors import Conflict, ErrorCode, Unavailable
 from services.contracts.generation import NewTokens
 from services.contracts.job import JobProgress, JobStatus
 from services.jobs.limits import queue_share_filled, too_many_jobs
+from services.jobs.memory.batches import BatchRoll, NoBatches
 from services.jobs.memory.charges import Charges
-from services.jobs.memory.pages import page_of, read_cursor
+from services.jobs.memory.cursor import read_cursor
+from services.jobs.memory.kept import LONG_AGO, KeptJob, KeptJobs
+from services.jobs.memory.pages import page_of
 from services.jobs.memory.reservations import Reservations
 from services.jobs.memory.rounds import Rounds
 from services.jobs.memory.turns import Turns
@@ -40,23 +42,6 @@ from services.jobs.record import (
 )
 
 KEPT_EVENTS = 64
-_LONG_AGO = datetime.min.replace(tzinfo=UTC)
-
-
-@dataclass
-class _Job:
-    """A job with what its record does not show."""
-
-    new: NewJob
-    size: Size
-    number: int
-    record: JobRecord
-    queued_since: datetime = _LONG_AGO
-    worker: str | None = None
-    lease_until: datetime = _LONG_AGO
-    blamed: int = 0
-    unexplained: int = 0
-    suspected: str | None = None
 
 
 class MemoryJobStore:
@@ -70,11 +55,12 @@ class MemoryJobStore:
         self.reservations = Reservations()
         self.arriving: set[str] = set()
         """Jobs whose blobs may come before their records."""
+        self.batches: BatchRoll = NoBatches()
         self._policy = policy
-        self._clock = clock
+        self.clock = clock
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
-        self._jobs: dict[str, _Job] = {}
+        self._jobs = KeptJobs()
         self._turns: defaultdict[tuple[str, str, Size], Turns] = defaultdict(Turns)
         self._executing: dict[str, frozenset[tuple[str, int]]] = {}
         self._rounds = Rounds(policy)
@@ -86,8 +72,11 @@ class MemoryJobStore:
                 return self._jobs[job.id].record
             if earlier := self.reservations.holder(job.owner, idempotency):
                 return self._jobs[earlier].record
-            now = self._clock()
+            now = self.clock()
+            if self.batches.deleted(job):
+                return job.queued(now)
             self._admit(job, now)
+            self.batches.join(job)
             stored = self._put(job, job.queued(now), idempotency)
             self._charges.charge(job, now)
             self._line_up(stored, now)
@@ -103,20 +92,20 @@ class MemoryJobStore:
             if earlier:
                 return self._jobs[earlier].record
             self.arriving.discard(job.id)
-            record = job.queued(self._clock()).model_copy(update={"version": 0, "progress": source.progress})
+            record = job.queued(self.clock()).model_copy(update={"version": 0, "progress": source.progress})
             stored = self._put(job, record, idempotency)
             self._end(stored, JobStatus.SUCCEEDED, result=result, cached=True)
             return stored.record
 
-    def _put(self, job: NewJob, record: JobRecord, idempotency: Idempotency | None) -> _Job:
+    def _put(self, job: NewJob, record: JobRecord, idempotency: Idempotency | None) -> KeptJob:
         self.reservations.take(job.owner, idempotency, job.id)
-        stored = _Job(job, self._policy.size_of(job.cost), next(self._numbers), record)
+        stored = KeptJob(job, self._policy.size_of(job.cost), next(self._numbers), record)
         self._jobs[job.id] = stored
         return stored
 
     def _admit(self, job: NewJob, now: datetime) -> None:
         limits = job.limits
-        living = len(self._living_of(job.owner))
+        living = len(self._jobs.living_of(job.owner))
         if limits.jobs is not None and living >= limits.jobs:
             raise too_many_jobs(living)
         share = math.floor(limits.queue_share * self._policy.max_queued)
@@ -124,7 +113,7 @@ class MemoryJobStore:
         if limits.queue_share < 1 and queued >= share:
             raise queue_share_filled(share)
         self._charges.admit(job, now)
-        if self.depth(job.pool) >= self._policy.max_queued:
+        if self._jobs.depth(job.pool) >= self._policy.max_queued:
             raise Unavailable(ErrorCode.QUEUE_FULL, "too many jobs are waiting already", retry_after_s=10)
 
     def get(self, job_id: str) -> JobRecord | None:
@@ -132,14 +121,13 @@ class MemoryJobStore:
             job = self._jobs.get(job_id)
             return None if job is None else job.record
 
+    def get_many(self, job_ids: Sequence[str]) -> Sequence[JobRecord | None]:
+        return [self.get(job_id) for job_id in job_ids]
+
     def list(self, owner: str, where: JobFilter, cursor: str | None, limit: int) -> Page:
         before = None if cursor is None else read_cursor(cursor)
         with self._lock:
-            found = [
-                (job.number, job.record)
-                for job in sorted(self._jobs.values(), key=lambda job: -job.number)
-                if job.new.owner == owner and where.admits(job.record) and (before is None or job.number < before)
-            ]
+            found = self._jobs.older_than(before, owner, where)
         return page_of(found, limit)
 
     def claim(
@@ -158,22 +146,22 @@ class MemoryJobStore:
 
     def _may_start(self, without: Collection[str], owner: str, job_id: str) -> bool:
         bound = self._jobs[job_id].new.limits.running
-        running = sum(job.record.status is JobStatus.RUNNING for job in self._living_of(owner))
+        running = sum(job.record.status is JobStatus.RUNNING for job in self._jobs.living_of(owner))
         return owner not in without and (bound is None or running < bound)
 
-    def _start(self, job: _Job, worker: str) -> Claim:
+    def _start(self, job: KeptJob, worker: str) -> Claim:
         job.blamed += job.suspected == "blamed"
         job.unexplained += job.suspected == "unexplained"
         job.suspected = None
         self.tokens.pop(job.record.id, None)
         job.worker = worker
-        job.lease_until = self._clock() + timedelta(seconds=self._policy.lease_s)
+        job.lease_until = self.clock() + timedelta(seconds=self._policy.lease_s)
         attempt = job.record.attempt + 1
         self._change(
             job,
             status=JobStatus.RUNNING,
             attempt=attempt,
-            started_at=self._clock(),
+            started_at=self.clock(),
             progress=JobProgress(done=0, planned=0),
         )
         return Claim(job.record, job.new.spec, job.new.inputs, worker, attempt, job.size, alone=job.blamed > 0)
@@ -249,21 +237,32 @@ class MemoryJobStore:
                 raise Conflict(ErrorCode.JOB_RUNNING, f"{job_id} is running: cancel it, then delete it")
             if job.record.status is JobStatus.QUEUED:
                 self._end(job, JobStatus.CANCELLED)
-            self.reservations.free(job_id)
-            return self._jobs.pop(job_id).record
+            return self._forget(job_id)
+
+    def _forget(self, job_id: str) -> JobRecord:
+        job = self._jobs.pop(job_id)
+        self.reservations.free(job_id)
+        self.batches.left(job.new, job.record)
+        return job.record
 
     def reap(self) -> Reaped:
         with self._lock:
-            now = self._clock()
+            now = self.clock()
             if not self._rounds.begin(now):
                 return Reaped()
             overdue = self._end_overdue()
             handed_back, lost = self._reap_leases(now)
             forgotten = self._forget_expired(now)
-            return Reaped(handed_back, overdue + lost, forgotten, self._unclaimed(now), self._rounds.sweeps(now))
+            return Reaped(
+                handed_back,
+                overdue + lost,
+                forgotten,
+                self._jobs.waiting_since(now - timedelta(seconds=self._policy.ring_after_s)),
+                self._rounds.sweeps(now),
+            )
 
     def _end_overdue(self) -> tuple[str, ...]:
-        overdue = [job for job in self._with_status(JobStatus.QUEUED) if self._past_deadline(job)]
+        overdue = [job for job in self._jobs.with_status(JobStatus.QUEUED) if self._past_deadline(job)]
         for job in overdue:
             self._end(job, JobStatus.FAILED, error=DEADLINE_EXCEEDED)
         return tuple(job.record.id for job in overdue)
@@ -271,11 +270,11 @@ class MemoryJobStore:
     def _reap_leases(self, now: datetime) -> tuple[tuple[str, ...], tuple[str, ...]]:
         if self._rounds.spares_leases(now):
             return (), ()
-        expired = [job for job in self._with_status(JobStatus.RUNNING) if job.lease_until <= now]
+        expired = [job for job in self._jobs.with_status(JobStatus.RUNNING) if job.lease_until <= now]
         handed_back = {job.record.id for job in expired if self._lose(job)}
         return tuple(handed_back), tuple(job.record.id for job in expired if job.record.id not in handed_back)
 
-    def _lose(self, job: _Job) -> bool:
+    def _lose(self, job: KeptJob) -> bool:
         chunk = self._executing.get(job.worker or "")
         suspected: str | None = None
         if not chunk:
@@ -290,26 +289,29 @@ class MemoryJobStore:
         return self._hand_back(job)
 
     def _forget_expired(self, now: datetime) -> tuple[str, ...]:
-        expired = [id_ for id_, job in self._jobs.items() if job.record.expires_at and job.record.expires_at <= now]
-        for job_id in expired:
-            del self._jobs[job_id], self.events[job_id]
-            self.reservations.free(job_id)
-        return tuple(expired)
+        expired = [job for job in self._jobs.values() if job.record.expires_at and job.record.expires_at <= now]
+        forgotten = [job.record.id for job in expired if not self._kept_by_batch(job)]
+        for job_id in forgotten:
+            self._forget(job_id)
+            del self.events[job_id]
+        return tuple(forgotten)
 
-    def _unclaimed(self, now: datetime) -> Mapping[str, int]:
-        patience = timedelta(seconds=self._policy.ring_after_s)
-        counts: defaultdict[str, int] = defaultdict(int)
-        for job in self._with_status(JobStatus.QUEUED):
-            counts[job.new.pool] += job.queued_since <= now - patience
-        return {pool: count for pool, count in counts.items() if count}
+    def _kept_by_batch(self, job: KeptJob) -> bool:
+        until = self.batches.kept_until(job.new)
+        if until is not None:
+            job.record = job.record.model_copy(update={"expires_at": until})
+        return until is not None
+
+    def charged(self, owner: str) -> tuple[int, timedelta]:
+        return self._charges.charged(owner, self.clock())
 
     def known(self, job_ids: Collection[str]) -> frozenset[str]:
         with self._lock:
-            return frozenset(job_ids) & (self._jobs.keys() | self.arriving)
+            return (frozenset(job_ids) & (self._jobs.keys() | self.arriving)) | self.batches.known(job_ids)
 
     def depth(self, pool: str) -> int:
         with self._lock:
-            return sum(job.new.pool == pool for job in self._with_status(JobStatus.QUEUED))
+            return self._jobs.depth(pool)
 
     def roomy(self) -> bool:
         return True
@@ -317,63 +319,57 @@ class MemoryJobStore:
     def ping(self) -> None:
         return
 
-    def _living_of(self, owner: str) -> Sequence[_Job]:
-        return [job for job in self._jobs.values() if job.new.owner == owner and not job.record.status.terminal]
+    def _past_deadline(self, job: KeptJob) -> bool:
+        return job.record.deadline_at is not None and job.record.deadline_at <= self.clock()
 
-    def _with_status(self, status: JobStatus) -> Sequence[_Job]:
-        return [job for job in self._jobs.values() if job.record.status is status]
-
-    def _past_deadline(self, job: _Job) -> bool:
-        return job.record.deadline_at is not None and job.record.deadline_at <= self._clock()
-
-    def _held(self, claim: Claim) -> _Job | None:
+    def _held(self, claim: Claim) -> KeptJob | None:
         """The job if the claim holds, its lease extended; a job that was handed back meanwhile runs again."""
         job = self._jobs.get(claim.job.id)
         if job is None or (job.worker, job.record.attempt) != (claim.worker, claim.attempt):
             return None
         if job.record.status.terminal:
             return None
-        job.lease_until = self._clock() + timedelta(seconds=self._policy.lease_s)
+        job.lease_until = self.clock() + timedelta(seconds=self._policy.lease_s)
         if job.record.status is JobStatus.QUEUED:
             self._turns_of(job).remove(job.new.owner, job.number)
             job.suspected = None
             self._change(job, status=JobStatus.RUNNING)
         return job
 
-    def _hand_back(self, job: _Job) -> bool:
+    def _hand_back(self, job: KeptJob) -> bool:
         if job.record.cancel_requested:
             self._end(job, JobStatus.CANCELLED)
         elif self._past_deadline(job):
             self._end(job, JobStatus.FAILED, error=DEADLINE_EXCEEDED)
         else:
-            self._line_up(job, _LONG_AGO)
+            self._line_up(job, LONG_AGO)
             self._change(job, status=JobStatus.QUEUED)
             return True
         return False
 
-    def _line_up(self, job: _Job, since: datetime) -> None:
+    def _line_up(self, job: KeptJob, since: datetime) -> None:
         self._turns_of(job).add(job.new.owner, job.number, job.new.id)
         job.queued_since = since
 
-    def _end(self, job: _Job, status: JobStatus, **outcome: Any) -> None:
+    def _end(self, job: KeptJob, status: JobStatus, **outcome: Any) -> None:
         self._turns_of(job).remove(job.new.owner, job.number)
         if job.record.attempt == 0:
             self._charges.settle(job.record.id, 0)
-        now = self._clock()
+        now = self.clock()
         expires_at = now + timedelta(seconds=self._policy.retention_s)
         self.tokens.pop(job.record.id, None)
         self._change(job, status=status, finished_at=now, expires_at=expires_at, **outcome)
         for hear in self.on_end:
             hear(job.new, job.record)
 
-    def _change(self, job: _Job, tokens: tuple[NewTokens, ...] = (), **changes: Any) -> None:
+    def _change(self, job: KeptJob, tokens: tuple[NewTokens, ...] = (), **changes: Any) -> None:
         job.record = job.record.model_copy(update={**changes, "version": job.record.version + 1})
         self._publish(job, tokens)
 
-    def _publish(self, job: _Job, tokens: tuple[NewTokens, ...] = ()) -> None:
+    def _publish(self, job: KeptJob, tokens: tuple[NewTokens, ...] = ()) -> None:
         events = self.events.setdefault(job.record.id, [])
         events.append(JobEvent(id=str(job.record.version), summary=job.record.summary(), tokens=tokens))
         del events[:-KEPT_EVENTS]
 
-    def _turns_of(self, job: _Job) -> Turns:
+    def _turns_of(self, job: KeptJob) -> Turns:
         return self._turns[job.new.pool, job.new.spec.priority, job.size]

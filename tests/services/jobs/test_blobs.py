@@ -10,7 +10,7 @@ from services.adapters.folder_blobs import FolderBlobs
 from services.adapters.redis_blobs import CHUNK_BYTES, RedisBlobs
 from services.adapters.redis_client import make_client
 from services.contracts.errors import ErrorCode, Refused, Unavailable
-from services.jobs.ids import new_blob_key, new_job_id
+from services.jobs.ids import new_batch_id, new_blob_key, new_job_id
 from services.jobs.memory import MemoryBlobs
 from services.jobs.ports import Blobs
 
@@ -66,6 +66,15 @@ def test_writing_a_blob_again_replaces_it(blobs: Blobs) -> None:
     blobs.put(key, b"first")
     blobs.put(key, b"again")
     assert blobs.get(key) == b"again"
+
+
+def test_a_batch_owns_blobs_as_a_job_does(blobs: Blobs) -> None:
+    batch, job = new_batch_id(), new_job_id()
+    for owner in (batch, job):
+        blobs.put(new_blob_key(owner, 0), b"x")
+    assert sorted(blobs.jobs()) == sorted([batch, job])
+    blobs.delete(batch)
+    assert list(blobs.jobs()) == [job]
 
 
 def test_deleting_a_jobs_blobs_leaves_those_of_others(blobs: Blobs) -> None:

@@ -245,8 +245,13 @@ def test_an_answered_job_has_its_ties_but_for_the_entry(redis_url: str) -> None:
     with make_client(redis_url, patient=False) as client:
         desk = Desk(valkey_bench(client), RedisResultCache(client, POLICY))
         desk.run()
+        counts = {"lines": 2, "invalid": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
+        client.hset("lensd:batch:batch_1", mapping={"owner": "ada", "status": "running", **counts})
         job = desk.asked().model_copy(update={"ties": Ties(cache_entry=ENTRY, batch="batch_1", webhook="wh_1")})
         assert desk.answered(job) is not None
+        assert client.hget("lensd:batch:batch_1", "succeeded") == b"1"
+        late = desk.asked().model_copy(update={"ties": Ties(cache_entry=ENTRY, batch="batch_2")})
+        assert desk.answered(late) is None, "a batch that does not run takes no job"
         assert client.hmget(f"lensd:job:{job.id}", "batch", "webhook", "cache_entry") == [b"batch_1", b"wh_1", None]
         assert client.exists(f"lensd:arriving:{job.id}") == 0
 

@@ -1,0 +1,30 @@
+#!lua
+-- Notes a batch that is being uploaded, and reserves its idempotency key.
+-- ARGV: policy, batch, owner, head (JSON), lines, how many of the owner's may be unfinished,
+--       idempotency key's name or '', request digest
+-- Returns {'created'} | {'replayed', batch} | {'conflict'} | {'limited', unfinished} | {'full'}
+
+local _, batch, owner, head, lines, at_most, reservation, digest = unpack(ARGV)
+
+if batch_fields(batch, 'owner') then return {'created'} end
+if reservation ~= '' then
+  local reserved = redis.call('GET', reservation)
+  if reserved then
+    local earlier, request = reserved:match('^(%S+) (%S+)$')
+    return request == digest and {'replayed', earlier} or {'conflict'}
+  end
+end
+local unfinished = redis.call('SCARD', 'lensd:batches-open:' .. owner)
+if unfinished >= tonumber(at_most) then return {'limited', unfinished} end
+if memory_is_short() then return {'full'} end
+
+batch_set(batch, 'owner', owner, 'head', head, 'lines', lines, 'status', 'uploading', 'created_at', digits(now),
+  'fence', 0, 'offset', 0, 'number', 0, 'checked', 0, 'invalid', 0, 'cost', 0, 'fed', 0, 'succeeded', 0, 'failed', 0,
+  'cancelled', 0)
+if reservation ~= '' then
+  batch_set(batch, 'idempotency', reservation)
+  redis.call('SET', reservation, batch .. ' ' .. digest)
+end
+redis.call('SADD', 'lensd:batches-open:' .. owner, batch)
+redis.call('ZADD', 'lensd:batches-due', digits(now + policy.abandoned), batch)
+return {'created'}

@@ -1,0 +1,44 @@
+"""What the fake of the job store asks of the batches that its jobs are tied to."""
+
+from collections.abc import Collection
+from datetime import datetime
+from typing import Protocol
+
+from services.jobs.record import JobRecord, NewJob
+
+
+class BatchRoll(Protocol):
+    def deleted(self, job: NewJob) -> bool:
+        """Whether the job has been in its batch, and was deleted."""
+
+    def join(self, job: NewJob) -> None:
+        """Raises Conflict(BATCH_CLOSED) if its batch does not run."""
+
+    def left(self, job: NewJob, record: JobRecord) -> None:
+        """The job is forgotten."""
+
+    def kept_until(self, job: NewJob) -> datetime | None:
+        """Until when the batch keeps a job past its retention; None if it does not."""
+
+    def known(self, ids: Collection[str]) -> frozenset[str]:
+        """Those that are ids of batches."""
+
+
+class NoBatches:
+    def deleted(self, job: NewJob) -> bool:
+        del job
+        return False
+
+    def join(self, job: NewJob) -> None:
+        del job
+
+    def left(self, job: NewJob, record: JobRecord) -> None:
+        del job, record
+
+    def kept_until(self, job: NewJob) -> datetime | None:
+        del job
+        return None
+
+    def known(self, ids: Collection[str]) -> frozenset[str]:
+        del ids
+        return frozenset()
