@@ -62,7 +62,7 @@ def main() -> int:
 def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
     """The application on Redis and the file system. Connects to nothing until it is served."""
     policy = JobPolicy()
-    url = settings.redis_url.get_secret_value()
+    url = settings.store_url
     client = make_client(url, patient=False)
     catalogue = open_catalogue(settings.home)
     events = RedisJobEvents(url)
@@ -102,7 +102,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
 
 def _prepare_store(settings: GatewaySettings) -> None:
     """Wait for the store, refuse one that lensd cannot rely on, and see to it that there is an API key."""
-    client = make_client(settings.redis_url.get_secret_value(), patient=True)
+    client = make_client(settings.store_url, patient=True)
     try:
         check_server(client)
         bootstrap = None if settings.bootstrap_key is None else settings.bootstrap_key.get_secret_value()

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ByteSize, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from services.jobs.limits import OwnerLimits
 from services.logs import LogFormat
+from services.store_settings import StoreSettings
 from services.tenants.limits import Rate, TenantLimits
 
 _PLACEHOLDER = re.compile(
@@ -36,7 +37,7 @@ Secret = Annotated[SecretStr, AfterValidator(_refuse_placeholder)]
 SecretUrl = Annotated[SecretStr, AfterValidator(_refuse_placeholder_password)]
 
 
-class GatewaySettings(BaseSettings):
+class GatewaySettings(StoreSettings):
     model_config = SettingsConfigDict(env_prefix="LENSD_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     home: Path = Path(".lensd")

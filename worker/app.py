@@ -25,7 +25,7 @@ def _configuration() -> dict[str, Any]:
     """Read when Celery first needs it, not at import."""
     settings = WorkerSettings()
     return {
-        "broker_url": settings.redis_url.get_secret_value(),
+        "broker_url": settings.store_url,
         "task_default_queue": QUEUE_PREFIX + settings.pool,
         "accept_content": ["json"],
         "task_serializer": "json",

@@ -47,7 +47,7 @@ class WorkerProcess:
 
     def __init__(self, settings: WorkerSettings) -> None:
         policy = JobPolicy()
-        url = settings.redis_url.get_secret_value()
+        url = settings.store_url
         patient, quick = make_client(url, patient=True), make_client(url, patient=False)
         check_server(patient)
         self._settings = settings

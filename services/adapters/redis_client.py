@@ -1,6 +1,6 @@
 """Connections to Redis or Valkey: how patient they are, and what their errors mean.
 
-TLS, an ACL user and the number of the database come with the URL (`rediss://user:password@host:6379/0`).
+TLS, its files, an ACL user and the number of the database come with the URL, as `services/store_settings.py` makes it.
 """
 
 import logging
