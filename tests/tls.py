@@ -4,7 +4,7 @@ import asyncio
 import ssl
 import subprocess
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -57,35 +57,27 @@ def tls_in_front_of(port: int, authority: Authority) -> Iterator[int]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.ca)
     context.load_cert_chain(authority.server.cert, authority.server.key)
     context.verify_mode = ssl.CERT_REQUIRED
-    started: Future[int] = Future()
+    started: Future[tuple[int, asyncio.AbstractEventLoop]] = Future()
     stop = asyncio.Event()
 
     async def run() -> None:
+        loop = asyncio.get_running_loop()
+        # What fails between two TLS parties is told by the tests, not by the loop.
+        loop.set_exception_handler(lambda _loop, _context: None)
         server = await asyncio.start_server(partial(_serve, port), "127.0.0.1", 0, ssl=context)
-        started.set_result(server.sockets[0].getsockname()[1])
+        started.set_result((server.sockets[0].getsockname()[1], loop))
         await stop.wait()
         server.close()
 
     # One loop, one thread: OpenSSL does not let two threads read and write one connection.
-    loop = asyncio.new_event_loop()
-    # What fails between two TLS parties is told by the tests, not by the loop.
-    loop.set_exception_handler(lambda _loop, _context: None)
-    thread = threading.Thread(target=_run_and_close, args=(loop, run()), daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
+    port_of_tls, loop = started.result(10)
     try:
-        yield started.result(10)
+        yield port_of_tls
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(10)
-
-
-def _run_and_close(loop: asyncio.AbstractEventLoop, work: Coroutine[None, None, None]) -> None:
-    loop.run_until_complete(work)
-    passing = asyncio.all_tasks(loop)
-    for task in passing:
-        task.cancel()
-    loop.run_until_complete(asyncio.gather(*passing, return_exceptions=True))
-    loop.close()
 
 
 async def _serve(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
