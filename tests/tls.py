@@ -3,14 +3,16 @@
 import asyncio
 import ssl
 import subprocess
-import threading
+import sys
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from services.adapters.parent_death import dies_with_parent
+
+PROJECT = Path(__file__).parents[1]
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
@@ -53,31 +55,29 @@ def _openssl(*arguments: str | Path) -> None:
 
 @contextmanager
 def tls_in_front_of(port: int, authority: Authority) -> Iterator[int]:
-    """The port at which TLS connections with a client's certificate are passed on to `port`, on the loopback."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.ca)
-    context.load_cert_chain(authority.server.cert, authority.server.key)
+    """The port at which TLS connections with a client's certificate are passed on to `port`, on the loopback.
+
+    A process of its own: what clients leave open ends with it.
+    """
+    files = (authority.ca, authority.server.cert, authority.server.key)
+    command = [sys.executable, "-m", "tests.tls", str(port), *map(str, files)]
+    with subprocess.Popen(dies_with_parent(command), cwd=PROJECT, stdout=subprocess.PIPE, text=True) as passing_on:
+        assert passing_on.stdout is not None
+        try:
+            yield int(passing_on.stdout.readline())
+        finally:
+            passing_on.kill()
+
+
+async def _main(port: int, ca: str, cert: str, key: str) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca)
+    context.load_cert_chain(cert, key)
     context.verify_mode = ssl.CERT_REQUIRED
-    started: Future[tuple[int, asyncio.AbstractEventLoop]] = Future()
-    stop = asyncio.Event()
-
-    async def run() -> None:
-        loop = asyncio.get_running_loop()
-        # What fails between two TLS parties is told by the tests, not by the loop.
-        loop.set_exception_handler(lambda _loop, _context: None)
-        server = await asyncio.start_server(partial(_serve, port), "127.0.0.1", 0, ssl=context)
-        started.set_result((server.sockets[0].getsockname()[1], loop))
-        await stop.wait()
-        server.close()
-
-    # One loop, one thread: OpenSSL does not let two threads read and write one connection.
-    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
-    thread.start()
-    port_of_tls, loop = started.result(10)
-    try:
-        yield port_of_tls
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+    # What fails between two TLS parties is told by the tests.
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+    server = await asyncio.start_server(partial(_serve, port), "127.0.0.1", 0, ssl=context)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
 
 
 async def _serve(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -93,3 +93,7 @@ async def _pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -
                 await target.drain()
     finally:
         target.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(int(sys.argv[1]), *sys.argv[2:]))
