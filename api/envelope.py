@@ -102,8 +102,8 @@ class _Exchange:
         # As it came, percent-encoded, and without the query: what a client filters by is its own affair.
         path = (self.scope.get("raw_path") or b"").split(b"?")[0].decode("ascii", "backslashreplace")
         milliseconds = round((time.perf_counter() - self.started) * 1000, 1)
-        owner = self.scope.get("state", {}).get("owner")
-        fields = {"ms": milliseconds, **({"owner": owner} if owner else {})}
+        state = self.scope.get("state", {})
+        fields = {"ms": milliseconds, **{name: state[name] for name in ("owner", "job_id") if name in state}}
         line = f"{self.scope['method']} {path[:_LOGGED_PATH_CHARACTERS]} {self.status}"
         level = logging.DEBUG if path in PROBES and self.status == HTTPStatus.OK else logging.INFO
         access.log(level, line, extra={"fields": fields})

@@ -30,6 +30,7 @@ from services.jobs.ports import WorkerState
 from services.jobs.reaper import Reaper
 from services.jobs.record import Claim, Size, StoredResult
 from services.jobs.results import store_result
+from services.logs import job_id
 from worker.heartbeat import Heartbeat
 from worker.laboratory import Laboratory
 from worker.settings import WorkerSettings
@@ -112,7 +113,11 @@ class WorkerProcess:
             with self._slots.next_job(self._claim) as claim:
                 if claim is None:
                     return
-                self._run(claim)
+                token = job_id.set(claim.job.id)
+                try:
+                    self._run(claim)
+                finally:
+                    job_id.reset(token)
 
     def _listen(self) -> bool:
         """Wait for a ring; False when the worker drains, or the store does not answer."""

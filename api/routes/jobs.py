@@ -106,6 +106,7 @@ async def submit_job(
     raw = await request.body()
     job = await services.read(lambda: admitted(_parser.parse(raw), key, services))
     record = await run_in_threadpool(submitted, job, services, idempotency(idempotency_key, job.spec))
+    request.state.job_id = record.id
     replayed = {} if record.id == job.id else {REPLAYED: "true"}
     wait = preferred_wait(prefer)
     record = await _settled(services, record, wait)
