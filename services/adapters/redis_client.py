@@ -14,7 +14,7 @@ from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, OutOfMemoryError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
@@ -110,6 +110,8 @@ def store_errors() -> Iterator[None]:
         yield
     except (RedisConnectionError, RedisTimeoutError) as error:
         raise Unavailable(ErrorCode.STORE_UNAVAILABLE, "the job store does not answer: try again") from error
+    except OutOfMemoryError as error:
+        raise Unavailable(ErrorCode.STORE_UNAVAILABLE, "the job store's memory is full: try again later", 10) from error
     except RedisError as error:
         _log.error("the store refused a command: %s", error)
         raise Unavailable(ErrorCode.STORE_UNAVAILABLE, "the job store refused a command: try again") from error
