@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from api.app import create_app
 from api.dependencies import GatewayServices
 from api.limits import RequestLimits
+from api.metrics import GatewayMetrics
 from api.server import make_server, run
 from api.settings import GatewaySettings, explain
 from services import logs
@@ -34,6 +35,7 @@ from services.catalogue.resolve import Limits
 from services.contracts.errors import LensdError
 from services.jobs.policy import JobPolicy
 from services.jobs.reaper import Reaper
+from services.metrics import listening
 from services.tenants.handover import hand_over
 from services.tenants.keys import ensure_first_key
 
@@ -87,17 +89,22 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
     )
     reaper = Reaper(services.store, services.blobs, services.doorbell, every_s=policy.reap_every_s)
 
+    metrics = GatewayMetrics(services.store, services.workers, settings.pool)
+
     @asynccontextmanager
     async def background(_app: FastAPI) -> AsyncIterator[None]:
-        async with events:
-            reaper.start()
-            try:
-                yield
-            finally:
-                await asyncio.to_thread(reaper.stop)
+        with listening(metrics.registry, settings.metrics_host, settings.metrics_port):
+            async with events:
+                reaper.start()
+                try:
+                    yield
+                finally:
+                    await asyncio.to_thread(reaper.stop)
         client.close()
 
-    return services, create_app(services, RequestLimits(settings.max_body, settings.max_lines), background)
+    return services, create_app(
+        services, RequestLimits(settings.max_body, settings.max_lines), background, metrics.note
+    )
 
 
 def _prepare_store(settings: GatewaySettings) -> None:

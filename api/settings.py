@@ -71,6 +71,9 @@ class GatewaySettings(StoreSettings):
     """Share of the queue that one owner's jobs may fill."""
     max_owner_token_layers_a_day: Annotated[int, Field(ge=0, le=10**15)] | None = None
     """Engine work of one owner from midnight to midnight UTC; without it there is no bound."""
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Annotated[int | None, Field(ge=1, le=65_535)] = None
+    """Where Prometheus scrapes the gateway; without it there are no figures."""
     shutdown_s: Annotated[int, Field(ge=0, le=600)] = 10
     """How long requests under way may take to end when the gateway is asked to stop."""
 

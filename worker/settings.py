@@ -43,6 +43,8 @@ class WorkerSettings(StoreSettings):
     )
     preload: Annotated[bool, Field(description="load the pool's models at start instead of at the first job")] = True
     blobs: Literal["folder", "redis"] = "folder"
+    metrics_host: str = "127.0.0.1"
+    worker_metrics_port: Annotated[int | None, Field(ge=1, le=65_535, description="where Prometheus scrapes")] = None
     log_format: LogFormat = "console"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

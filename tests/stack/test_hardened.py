@@ -45,6 +45,8 @@ class Hardened:
     gateway_log: Path
     worker: "subprocess.Popen[bytes]"
     worker_log: Path
+    metrics: tuple[str, str]
+    """Where the figures of the gateway and of the worker are."""
     secrets: tuple[str, ...]
 
     def lines(self, log: Path) -> list[dict[str, Any]]:
@@ -114,7 +116,11 @@ def hardened(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
         with tls_in_front_of(limited.port, authority) as tls_port:
             url = f"rediss://lensd:{limited.password}@127.0.0.1:{tls_port}/0"
             port = free_port()
-            environment = environment_of(folder / "home", url, authority, port, key)
+            ports = free_port(), free_port()
+            environment = environment_of(folder / "home", url, authority, port, key) | {
+                "LENSD_METRICS_PORT": str(ports[0]),
+                "LENSD_WORKER_METRICS_PORT": str(ports[1]),
+            }
             gateway_log, worker_log = folder / "gateway.log", folder / "worker.log"
             with (
                 process(GATEWAY, environment, gateway_log),
@@ -126,8 +132,9 @@ def hardened(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
                     trust_env=False,
                 ) as client,
             ):
+                metrics = (f"http://127.0.0.1:{ports[0]}/metrics", f"http://127.0.0.1:{ports[1]}/metrics")
                 secrets = (key.split("_", 2)[2], limited.password)
-                running = Hardened(client, store, gateway_log, worker, worker_log, secrets)
+                running = Hardened(client, store, gateway_log, worker, worker_log, metrics, secrets)
                 if not eventually(lambda: is_ready(client), READY_TIMEOUT_S):
                     raise AssertionError(gateway_log.read_text() + worker_log.read_text())
                 yield running
@@ -223,6 +230,16 @@ def damage(hardened: Hardened, marked: dict[str, Any]) -> None:
         os.kill(worker, 18)
     ended = hardened.client.get(f"/v1/jobs/{made['id']}", headers=WAIT).json()
     assert ended["status"] == "failed", ended
+
+
+def test_both_processes_have_figures_for_prometheus(hardened: Hardened) -> None:
+    assert hardened.submit().json()["status"] == "succeeded"
+    gateway, worker = (httpx.get(url, trust_env=False).text for url in hardened.metrics)
+    assert 'lensd_requests_total{method="POST",route="/v1/jobs",status="200"}' in gateway
+    assert 'lensd_workers{pool="default"} 1.0' in gateway
+    assert 'lensd_jobs_ended_total{kind="attribution",status="succeeded"}' in worker
+    assert "lensd_token_layers_total" in worker
+    assert MARKER not in gateway + worker
 
 
 def test_every_line_is_json_and_has_the_ids_to_follow_a_request_and_a_job_by(hardened: Hardened) -> None:
