@@ -21,12 +21,11 @@ import pytest
 from redis import Redis
 
 from deploy.local.stack import GATEWAY, WORKER
-from services.adapters.access import ACL_RULES
 from services.adapters.embedded_valkey import free_port
 from services.adapters.parent_death import dies_with_parent
 from services.tenants.keys import Scope, new_key
 from tests.processes import eventually
-from tests.services.adapters.valkey import restricted, valkey_server
+from tests.services.adapters.valkey import ACL_RULES, restricted, valkey_server
 from tests.stack.harness import PROJECT_ROOT, READY_TIMEOUT_S, lend_prepared_models
 from tests.tls import Authority, make_authority, tls_in_front_of
 

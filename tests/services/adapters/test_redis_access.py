@@ -12,12 +12,11 @@ import pytest
 from pydantic import SecretStr, ValidationError
 from redis.exceptions import NoPermissionError
 
-from services.adapters.access import ACL_RULES
 from services.adapters.celery_doorbell import CeleryDoorbell
 from services.adapters.redis_client import make_async_client, make_client, store_errors
 from services.contracts.errors import Unavailable
 from services.store_settings import StoreSettings
-from tests.services.adapters.valkey import Server, restricted
+from tests.services.adapters.valkey import ACL_RULES, Server, restricted
 from tests.tls import Authority, make_authority, tls_in_front_of
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made by openssl")
@@ -111,7 +110,3 @@ def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_an_address_without_tls_stays_as_it_is() -> None:
     assert settings("redis://lensd:pa%2Fss@127.0.0.1:6379/3").store_url == "redis://lensd:pa%2Fss@127.0.0.1:6379/3"
-
-
-def test_the_documentation_shows_the_rules_that_are_tested() -> None:
-    assert ACL_RULES in (Path(__file__).parents[3] / "docs" / "operating.md").read_text()

@@ -1,5 +1,6 @@
 """A real Valkey server for tests, and how its clock is moved."""
 
+import re
 import secrets
 import subprocess
 import time
@@ -10,13 +11,15 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from services.adapters.access import ACL_RULES
 from services.adapters.embedded_valkey import EmbeddedValkey
 from services.adapters.parent_death import dies_with_parent
 
 TIME_FIELDS = ("created_at", "deadline_at", "started_at", "finished_at", "expires_at", "last", "swept", "reprieve")
 
 
+_ACL_LINE = re.compile(r"^ACL SETUSER lensd on >PASSWORD (.+)$", re.MULTILINE)
+ACL_RULES = _ACL_LINE.findall((Path(__file__).parents[3] / "docs" / "operating.md").read_text(encoding="utf-8"))[0]
+"""What a user of the store may do by `docs/operating.md`."""
 TEST_RIGHTS = "+eval +keys +flushall +config|set"
 """What tests do to a server beside what lensd does."""
 
