@@ -79,7 +79,9 @@ class _Connection:
 
     async def send(self, request: Request) -> tuple[int, str]:
         """Status and the job that `Location` names, or ''."""
-        if self._writer is None or self._reader is None:
+        if self._writer is None or self._reader is None or self._reader.at_eof():
+            # Not yet open, or closed by the gateway after some seconds without a request.
+            self.close()
             await self.open()
         assert self._writer is not None
         assert self._reader is not None
