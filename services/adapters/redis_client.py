@@ -24,6 +24,8 @@ from services.contracts.errors import ErrorCode, Unavailable
 _log = logging.getLogger(__name__)
 
 ASYNC_CONNECTIONS = 16
+TURN_S = 20
+"""How long a caller waits for its turn on one of them: long enough for a thousand on a busy machine."""
 OLDEST_VERSION = 7
 PATIENCE_S = 60.0
 LONGEST_PAUSE_S = 1.0
@@ -72,7 +74,7 @@ def make_async_client(url: str) -> AsyncRedis:
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=ASYNC_CONNECTIONS,
-        timeout=5,
+        timeout=TURN_S,
         retry=AsyncRetry(ConstantBackoff(0.01), retries=1),
         socket_connect_timeout=0.5,
         socket_timeout=5,
