@@ -58,6 +58,7 @@ bench: prepare         ## measure speed against TransformerLens and SAELens; wri
 	$(BIN)/python -m benchmarks.features
 	$(BIN)/python -m benchmarks.service
 	$(BIN)/python -m benchmarks.batches
+	$(BIN)/python -m benchmarks.load
 
 ground-truth: prepare  ## hold the methods against exact runs on SmolLM2; writes benchmarks/GROUND_TRUTH.md (about 25 minutes)
 	$(BIN)/python -m benchmarks.ground_truth

@@ -14,6 +14,7 @@ from api.app import create_app
 from api.batch_intake import GatewayIntake
 from api.dependencies import GatewayServices
 from api.limits import RequestLimits
+from api.metrics import GatewayMetrics
 from api.server import make_server, run
 from api.settings import GatewaySettings, explain
 from services import logs
@@ -43,6 +44,7 @@ from services.contracts.errors import LensdError
 from services.jobs.cache import PoolRunner
 from services.jobs.policy import JobPolicy
 from services.jobs.reaper import Reaper
+from services.metrics import listening
 from services.tenants.handover import hand_over
 from services.tenants.keys import ensure_first_key
 from services.webhooks.courier import Courier
@@ -77,7 +79,7 @@ def main() -> int:
 def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
     """The application on Redis and the file system. Connects to nothing until it is served."""
     policy = JobPolicy()
-    url = settings.redis_url.get_secret_value()
+    url = settings.store_url
     client = make_client(url, patient=False)
     catalogue = open_catalogue(settings.home)
     events = RedisJobEvents(url)
@@ -115,24 +117,28 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
     work = BatchWork(services.batches, services.blobs, intake, settings.max_batch_jobs)
     keeper = Keeper(services.batches, work, rest=KEEPER_RESTS)
 
+    metrics = GatewayMetrics(services.store, services.workers, settings.pool)
+
     @asynccontextmanager
     async def background(_app: FastAPI) -> AsyncIterator[None]:
-        async with events:
-            reaper.start()
-            courier.start()
-            keeper.start()
-            try:
-                yield
-            finally:
-                await asyncio.gather(*(asyncio.to_thread(one.stop) for one in (keeper, courier, reaper)))
+        with listening(metrics.registry, settings.metrics_host, settings.metrics_port):
+            async with events:
+                for one in (reaper, courier, keeper):
+                    one.start()
+                try:
+                    yield
+                finally:
+                    await asyncio.gather(*(asyncio.to_thread(one.stop) for one in (keeper, courier, reaper)))
         client.close()
 
-    return services, create_app(services, RequestLimits(settings.max_body, settings.max_lines), background)
+    return services, create_app(
+        services, RequestLimits(settings.max_body, settings.max_lines), background, metrics.note
+    )
 
 
 def _prepare_store(settings: GatewaySettings) -> None:
     """Wait for the store, refuse one that lensd cannot rely on, and see to it that there is an API key."""
-    client = make_client(settings.redis_url.get_secret_value(), patient=True)
+    client = make_client(settings.store_url, patient=True)
     try:
         check_server(client)
         bootstrap = None if settings.bootstrap_key is None else settings.bootstrap_key.get_secret_value()

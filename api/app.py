@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from api.dependencies import GatewayServices
 from api.docs import add_docs
-from api.envelope import EnvelopeMiddleware
+from api.envelope import EnvelopeMiddleware, Observe
 from api.handlers import on_http_exception, on_invalid_parameters
 from api.limits import LimitsMiddleware, RequestLimits
 from api.openapi import describe
@@ -19,8 +19,14 @@ from api.routes import ROUTERS
 Background = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def create_app(services: GatewayServices, limits: RequestLimits, background: Background | None = None) -> FastAPI:
-    """The application on `services`; `background` is what runs beside it for as long as it is served."""
+def create_app(
+    services: GatewayServices,
+    limits: RequestLimits,
+    background: Background | None = None,
+    observe: Observe | None = None,
+) -> FastAPI:
+    """The application on `services`; `background` is what runs beside it for as long as it is served, `observe` is told
+    of each request."""
     app = FastAPI(
         title="lensd",
         version=version("lensd"),
@@ -44,5 +50,5 @@ def create_app(services: GatewayServices, limits: RequestLimits, background: Bac
         app.include_router(router)
     add_docs(app, describe())
     app.add_middleware(LimitsMiddleware, limits=limits)
-    app.add_middleware(EnvelopeMiddleware)
+    app.add_middleware(EnvelopeMiddleware, observe=observe)
     return app

@@ -24,11 +24,11 @@ _bearer = HTTPBearer(
 )
 
 
-def _caller(
-    request: Request,
-    services: Services,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
-) -> ApiKey:
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+
+
+def caller(request: Request, services: Services, credentials: Credentials) -> ApiKey:
+    """The key that a request came with; raises Refused(UNAUTHENTICATED) or Limited(RATE_LIMITED)."""
     if credentials is None:
         message = "this needs an API key: send `Authorization: Bearer lensd_…`"
         raise Refused(ErrorCode.UNAUTHENTICATED, message)
@@ -56,7 +56,7 @@ def rate_headers(standing: RateStanding) -> dict[str, str]:
 
 
 def _needs(scope: Scope) -> Callable[[ApiKey], Awaitable[ApiKey]]:
-    async def allowed(key: Annotated[ApiKey, Depends(_caller)]) -> ApiKey:
+    async def allowed(key: Annotated[ApiKey, Depends(caller)]) -> ApiKey:
         require_scope(key, scope)
         return key
 

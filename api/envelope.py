@@ -4,7 +4,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -29,6 +29,9 @@ SECURITY_HEADERS: Mapping[str, str] = {
 CLIENT_LEFT = 499
 """What the log says when the client went away before there was an answer."""
 
+Observe = Callable[[str, str | None, int, float], None]
+"""Told of each request: method, route as OpenAPI writes it (None if there is none), status, seconds."""
+
 access = logging.getLogger("api.access")
 errors = logging.getLogger("api.errors")
 
@@ -42,8 +45,9 @@ _LOGGED_PATH_CHARACTERS = 200
 class EnvelopeMiddleware:
     """The outermost layer: nothing raised inside leaves it."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, observe: Observe | None = None) -> None:
         self.app = app
+        self.observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,7 +57,10 @@ class EnvelopeMiddleware:
         current = given if _ACCEPTED_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
         token = request_id.set(current)
         try:
-            await _Exchange(scope, send, current).run(self.app, receive)
+            exchange = _Exchange(scope, send, current)
+            await exchange.run(self.app, receive)
+            if self.observe is not None:
+                exchange.tell(self.observe)
         finally:
             request_id.reset(token)
 
@@ -98,12 +105,16 @@ class _Exchange:
                 headers.setdefault(name, value)
         await self.send(message)
 
+    def tell(self, observe: Observe) -> None:
+        route = getattr(self.scope.get("route"), "path", None)
+        observe(self.scope["method"], route, self.status or CLIENT_LEFT, time.perf_counter() - self.started)
+
     def _log(self) -> None:
         # As it came, percent-encoded, and without the query: what a client filters by is its own affair.
         path = (self.scope.get("raw_path") or b"").split(b"?")[0].decode("ascii", "backslashreplace")
         milliseconds = round((time.perf_counter() - self.started) * 1000, 1)
-        owner = self.scope.get("state", {}).get("owner")
-        fields = {"ms": milliseconds, **({"owner": owner} if owner else {})}
+        state = self.scope.get("state", {})
+        fields = {"ms": milliseconds, **{name: state[name] for name in ("owner", "job_id") if name in state}}
         line = f"{self.scope['method']} {path[:_LOGGED_PATH_CHARACTERS]} {self.status}"
         level = logging.DEBUG if path in PROBES and self.status == HTTPStatus.OK else logging.INFO
         access.log(level, line, extra={"fields": fields})

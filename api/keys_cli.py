@@ -31,7 +31,7 @@ def store_url(settings: GatewaySettings) -> str:
     note = settings.home / "run" / "redis-url"
     if "redis_url" not in settings.model_fields_set and note.is_file():
         return note.read_text(encoding="ascii").strip()
-    return settings.redis_url.get_secret_value()
+    return settings.store_url
 
 
 def run_keys(parsed: argparse.Namespace, administration: KeyAdministration) -> int:

@@ -2,14 +2,15 @@
 
 from typing import Annotated
 
-from fastapi import Path
+from fastapi import Depends, Path, Request
 
-from api.dependencies import GatewayServices
+from api.auth import Credentials, caller, require_scope
+from api.dependencies import GatewayServices, Services
 from api.violations import show
 from services.contracts.errors import ErrorCode, NotFound
 from services.jobs.ids import is_job_id
 from services.jobs.record import JobRecord
-from services.tenants.keys import ApiKey
+from services.tenants.keys import ApiKey, Scope
 
 JobId = Annotated[str, Path(examples=["job_abcdefghijklmnopqrstuvwxyz"])]
 
@@ -20,6 +21,17 @@ def find_job(services: GatewayServices, key: ApiKey, job_id: str) -> JobRecord:
     if record is None or record.owner != key.owner:
         raise not_found(job_id)
     return record
+
+
+def _own_job(request: Request, services: Services, credentials: Credentials, job_id: JobId) -> JobRecord:
+    """Key and job are looked up in one go: a hop between threads costs as much as either."""
+    key = caller(request, services, credentials)
+    require_scope(key, Scope.READ)
+    return find_job(services, key, job_id)
+
+
+OwnJob = Annotated[JobRecord, Depends(_own_job)]
+"""The job that the path names, for a key with the scope `read`."""
 
 
 def not_found(job_id: str) -> NotFound:

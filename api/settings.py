@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from services.jobs.limits import OwnerLimits
 from services.logs import LogFormat
+from services.store_settings import StoreSettings
 from services.tenants.limits import Rate, TenantLimits
 from services.webhooks.urls import trusted_hosts
 
@@ -41,7 +42,7 @@ def _read_hosts(value: object) -> object:
     return trusted_hosts(value.split(",")) if isinstance(value, str) else value
 
 
-class GatewaySettings(BaseSettings):
+class GatewaySettings(StoreSettings):
     model_config = SettingsConfigDict(env_prefix="LENSD_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     home: Path = Path(".lensd")
@@ -84,6 +85,9 @@ class GatewaySettings(BaseSettings):
     webhook_hosts: Annotated[frozenset[str], NoDecode, BeforeValidator(_read_hosts)] = frozenset()
     """Hosts (`host`, or `host:port`, separated by commas) that webhooks may reach though they are not public, without
     TLS too: the operator's word that its tenants may post there. All others must be public https on port 443."""
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Annotated[int | None, Field(ge=1, le=65_535)] = None
+    """Where Prometheus scrapes the gateway; without it there are no figures."""
     shutdown_s: Annotated[int, Field(ge=0, le=600)] = 10
     """How long requests under way may take to end when the gateway is asked to stop."""
 

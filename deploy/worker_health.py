@@ -25,4 +25,4 @@ def why_unhealthy(redis_url: str, host: str) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(why_unhealthy(WorkerSettings().redis_url.get_secret_value(), socket.gethostname()))
+    sys.exit(why_unhealthy(WorkerSettings().store_url, socket.gethostname()))

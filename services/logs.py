@@ -1,4 +1,4 @@
-"""One line per event on stderr, for a person or for a machine; every line of a request carries its id.
+"""One line per event on stderr, for a person or for a machine; every line of a request or a job carries its id.
 
 Prompts, specifications and keys never go into a log.
 """
@@ -18,6 +18,9 @@ _TALKATIVE = ("uvicorn", "uvicorn.error", "celery", "kombu", "httpx", "httpcore"
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request being served, also in the threads it uses."""
 
+job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
+"""The id of the job that this thread or request is about."""
+
 
 def configure(log_format: LogFormat, level: str) -> None:
     """Send every logger of the process, its libraries' among them, through one handler."""
@@ -31,6 +34,7 @@ def configure(log_format: LogFormat, level: str) -> None:
             "loggers": {name: {"level": "WARNING"} for name in _TALKATIVE},
         }
     )
+    logging.captureWarnings(True)
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -60,7 +64,6 @@ class JsonFormatter(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    """What `extra={"fields": {…}}` brought, after the id of the request."""
-    current = request_id.get()
-    fields: dict[str, object] = {"request_id": current} if current else {}
-    return {**fields, **getattr(record, "fields", {})}
+    """What `extra={"fields": {…}}` brought, after the ids of the request and the job."""
+    ids: dict[str, object] = {"request_id": request_id.get(), "job_id": job_id.get()}
+    return {**{name: value for name, value in ids.items() if value}, **getattr(record, "fields", {})}

@@ -9,7 +9,7 @@ import logging
 from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging, worker_init, worker_ready, worker_shutdown, worker_shutting_down
+from celery.signals import celeryd_init, setup_logging, worker_init, worker_ready, worker_shutdown, worker_shutting_down
 
 from services.adapters.celery_doorbell import QUEUE_PREFIX, TASK
 from services.logs import configure
@@ -25,7 +25,7 @@ def _configuration() -> dict[str, Any]:
     """Read when Celery first needs it, not at import."""
     settings = WorkerSettings()
     return {
-        "broker_url": settings.redis_url.get_secret_value(),
+        "broker_url": settings.store_url,
         "task_default_queue": QUEUE_PREFIX + settings.pool,
         "accept_content": ["json"],
         "task_serializer": "json",
@@ -58,9 +58,10 @@ def ring(**_doorbell: object) -> None:
         _process.answer()
 
 
+@celeryd_init.connect
 @setup_logging.connect
 def _log(**_: object) -> None:
-    """Connected so that Celery leaves logging to us."""
+    """Early, for what Celery warns of as it starts; and where Celery would set up its own logging."""
     settings = WorkerSettings()
     configure(settings.log_format, settings.log_level)
 

@@ -6,7 +6,7 @@ lease that nobody else took in the meantime is revived.
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from services.contracts.errors import Unavailable
@@ -76,12 +76,13 @@ class Heartbeat:
                 answered = True
 
     def _beat(self) -> None:
-        state = self._state()
-        self._registry.announce(state, ttl_s=max(5.0, 6 * self._every_s))
+        # The claims first: whatever else the store refuses must not cost them their leases.
+        if jobs := self.running():
+            self._beat_for(jobs)
+        self._registry.announce(self._state(), ttl_s=max(5.0, 6 * self._every_s))
         self.roomy = self._store.roomy()
-        jobs = self.running()
-        if not jobs:
-            return
+
+    def _beat_for(self, jobs: Sequence[RunningJob]) -> None:
         beats = self._store.heartbeat([job.claim for job in jobs])
         for job in jobs:
             job.hear(beats[job.claim.job.id])

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 
 from services.adapters.celery_doorbell import CeleryDoorbell
 from services.adapters.folder_blobs import FolderBlobs
@@ -30,8 +31,11 @@ from services.jobs.ports import WorkerState
 from services.jobs.reaper import Reaper
 from services.jobs.record import Claim, Size, Succeeded
 from services.jobs.results import store_result
+from services.logs import job_id
+from services.metrics import listening
 from worker.heartbeat import Heartbeat
 from worker.laboratory import Laboratory
+from worker.metrics import WorkerMetrics
 from worker.settings import WorkerSettings
 from worker.slots import Slots
 
@@ -47,7 +51,7 @@ class WorkerProcess:
 
     def __init__(self, settings: WorkerSettings) -> None:
         policy = JobPolicy()
-        url = settings.redis_url.get_secret_value()
+        url = settings.store_url
         patient, quick = make_client(url, patient=True), make_client(url, patient=False)
         check_server(patient)
         self._settings = settings
@@ -64,10 +68,16 @@ class WorkerProcess:
         self._heartbeat = Heartbeat(self._quick_store, self._registry, self._state, policy.heartbeat_s)
         self._reaper = Reaper(self._quick_store, self._blobs, self._doorbell, every_s=policy.reap_every_s)
         self._slots = Slots(settings.slots, settings.large_slots)
+        self._metrics = WorkerMetrics(lambda: len(self._heartbeat.running()))
+        self._listening = ExitStack()
         self._draining = threading.Event()
 
     def start(self) -> None:
         """Begin to beat, and load the pool's models in the background: the first job waits for its own alone."""
+        settings = self._settings
+        self._listening.enter_context(
+            listening(self._metrics.registry, settings.metrics_host, settings.worker_metrics_port)
+        )
         self._heartbeat.start()
         self._reaper.start()
         if self._settings.preload:
@@ -102,6 +112,7 @@ class WorkerProcess:
         self._reaper.stop()
         self._heartbeat.stop()
         self._laboratory.close()
+        self._listening.close()
         try:
             self._registry.retire(self._name)
         except Unavailable:
@@ -112,7 +123,11 @@ class WorkerProcess:
             with self._slots.next_job(self._claim) as claim:
                 if claim is None:
                     return
-                self._run(claim)
+                token = job_id.set(claim.job.id)
+                try:
+                    self._run(claim)
+                finally:
+                    job_id.reset(token)
 
     def _listen(self) -> bool:
         """Wait for a ring; False when the worker drains, or the store does not answer."""
@@ -140,9 +155,12 @@ class WorkerProcess:
         with self._heartbeat.keeping(claim) as job:
             log.info("job %s: %s, attempt %s", claim.job.id, claim.spec.kind, claim.attempt)
             ending = job.work(lambda: self._laboratory.run(claim, job.ticket, job.note_token), self._keep)
+            self._metrics.note_work(job.ticket.token_layers)
             try:
                 if ending is not None:
                     accepted = self._store.finish(claim, ending, job.fresh_progress(), job.ticket.token_layers)
+                    if accepted:
+                        self._metrics.note_end(claim.spec.kind, ending)
                     log.info("job %s: %s%s", claim.job.id, type(ending).__name__, "" if accepted else ", too late")
                 elif job.handed_back:
                     self._store.release(claim)

@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from services.logs import LogFormat
+from services.store_settings import StoreSettings
 
 
 def _three_quarters_of_slots(settings: dict[str, Any]) -> int:
@@ -15,12 +16,11 @@ def _three_quarters_of_slots(settings: dict[str, Any]) -> int:
     return max(1, 3 * slots // 4)
 
 
-class WorkerSettings(BaseSettings):
+class WorkerSettings(StoreSettings):
     model_config = SettingsConfigDict(env_prefix="LENSD_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     home: Path = Path(".lensd")
     catalogue: Path = Path("deploy/catalogue.toml")
-    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     pool: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")] = "default"
     device: str = "cpu"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
@@ -43,6 +43,8 @@ class WorkerSettings(BaseSettings):
     )
     preload: Annotated[bool, Field(description="load the pool's models at start instead of at the first job")] = True
     blobs: Literal["folder", "redis"] = "folder"
+    metrics_host: str = "127.0.0.1"
+    worker_metrics_port: Annotated[int | None, Field(ge=1, le=65_535, description="where Prometheus scrapes")] = None
     log_format: LogFormat = "console"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

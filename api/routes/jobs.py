@@ -15,7 +15,7 @@ from api.documented import body, content, problems, request_body
 from api.errors import InvalidParameters, ProblemItem
 from api.events import ended_within, resume_point, stream
 from api.idempotency import REPLAYED, IdempotencyKey, idempotency
-from api.lookup import JobId, find_job, not_found
+from api.lookup import JobId, OwnJob, find_job, not_found
 from api.preferences import Prefer, preference_applied, preferred_wait
 from api.representations import job_json
 from api.routes.examples import JOBS
@@ -111,6 +111,7 @@ async def submit_job(
     raw = await request.body()
     job = await services.read(lambda: admitted(_parser.parse(raw), key, services))
     record = await run_in_threadpool(submitted, job, services, idempotency(idempotency_key, job.spec))
+    request.state.job_id = record.id
     replayed = {} if record.id == job.id else {REPLAYED: "true"}
     wait = preferred_wait(prefer)
     record = await _settled(services, record, wait)
@@ -137,9 +138,8 @@ def list_jobs(services: Services, key: Reader, query: Annotated[JobQuery, Query(
     response_class=Response,
     responses={200: body("JobView", "The job as it is now."), **problems(404, 422)},
 )
-async def get_job(services: Services, key: Reader, job_id: JobId, prefer: Prefer = None) -> Response:
+async def get_job(services: Services, record: OwnJob, prefer: Prefer = None) -> Response:
     """A job: its status, its progress, and once it has ended its result or its error."""
-    record = await run_in_threadpool(find_job, services, key, job_id)
     wait = preferred_wait(prefer)
     return await _answer(services, await _settled(services, record, wait), 200, preference_applied(wait))
 
@@ -190,16 +190,14 @@ def delete_job(services: Services, key: Submitter, job_id: JobId) -> None:
 )
 async def stream_job_events(
     services: Services,
-    key: Reader,
-    job_id: JobId,
+    record: OwnJob,
     last_event_id: Annotated[str | None, Header(description="Resume after this event.")] = None,
 ) -> Response:
     """Follow a job as server-sent events."""
-    record = await run_in_threadpool(find_job, services, key, job_id)
     after = resume_point(last_event_id)
     if record.status.terminal and after == str(record.version):
         return Response(status_code=204)
-    frames = stream(services.events.watch(job_id, after), services.closing)
+    frames = stream(services.events.watch(record.id, after), services.closing)
     return StreamingResponse(frames, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
@@ -218,5 +216,8 @@ async def _settled(services: GatewayServices, record: JobRecord, wait: int | Non
 
 
 async def _answer(services: GatewayServices, record: JobRecord, status: int, headers: dict[str, str]) -> Response:
-    view = await run_in_threadpool(job_json, record, services.blobs)
+    if record.result is None or record.result.document is not None:
+        view = job_json(record, services.blobs)
+    else:
+        view = await run_in_threadpool(job_json, record, services.blobs)
     return Response(view, status, headers, media_type="application/json")

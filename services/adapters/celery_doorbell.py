@@ -6,8 +6,6 @@ from celery import Celery
 
 QUEUE_PREFIX = "lensd."
 TASK = "lensd.ring"
-MAX_WAITING = 1_000
-"""Rings over this number say nothing new: each only wakes a slot, and the reaper rings again when they are heard."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,11 +36,8 @@ class CeleryDoorbell:
         )
 
     def ring(self, pool: str) -> None:
-        queue = QUEUE_PREFIX + pool
         try:
-            with self._app.producer_or_acquire() as producer:
-                if producer.channel.queue_declare(queue).message_count < MAX_WAITING:
-                    self._app.send_task(TASK, kwargs={"pool": pool}, queue=queue, producer=producer)
+            self._app.send_task(TASK, kwargs={"pool": pool}, queue=QUEUE_PREFIX + pool)
         except Exception as error:
             _log.warning("could not ring for pool %s: %s", pool, error)
 

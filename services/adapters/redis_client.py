@@ -1,6 +1,6 @@
 """Connections to Redis or Valkey: how patient they are, and what their errors mean.
 
-TLS, an ACL user and the number of the database come with the URL (`rediss://user:password@host:6379/0`).
+TLS, its files, an ACL user and the number of the database come with the URL, as `services/store_settings.py` makes it.
 """
 
 import logging
@@ -14,7 +14,7 @@ from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, OutOfMemoryError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
@@ -24,6 +24,8 @@ from services.contracts.errors import ErrorCode, Unavailable
 _log = logging.getLogger(__name__)
 
 ASYNC_CONNECTIONS = 16
+TURN_S = 20
+"""How long a caller waits for its turn on one of them: long enough for a thousand on a busy machine."""
 OLDEST_VERSION = 7
 PATIENCE_S = 60.0
 LONGEST_PAUSE_S = 1.0
@@ -72,7 +74,7 @@ def make_async_client(url: str) -> AsyncRedis:
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=ASYNC_CONNECTIONS,
-        timeout=5,
+        timeout=TURN_S,
         retry=AsyncRetry(ConstantBackoff(0.01), retries=1),
         socket_connect_timeout=0.5,
         socket_timeout=5,
@@ -110,6 +112,8 @@ def store_errors() -> Iterator[None]:
         yield
     except (RedisConnectionError, RedisTimeoutError) as error:
         raise Unavailable(ErrorCode.STORE_UNAVAILABLE, "the job store does not answer: try again") from error
+    except OutOfMemoryError as error:
+        raise Unavailable(ErrorCode.STORE_UNAVAILABLE, "the job store's memory is full: try again later", 10) from error
     except RedisError as error:
         _log.error("the store refused a command: %s", error)
         raise Unavailable(ErrorCode.STORE_UNAVAILABLE, "the job store refused a command: try again") from error

@@ -12,12 +12,15 @@ from typing import cast
 
 from redis import Redis
 
+from services.adapters.celery_doorbell import QUEUE_PREFIX
 from services.adapters.lua_scripts import LuaScripts
 from services.adapters.redis_client import store_errors
 from services.contracts.errors import Unavailable
 from services.jobs.ports import Doorbell
 
 RING_KEPT_MS = 5_000
+ENOUGH_WAITING = 256
+"""Messages over this number say nothing new: each only wakes a slot, and the reaper rings again when they are heard."""
 
 
 class RedisDoorbell:
@@ -29,10 +32,11 @@ class RedisDoorbell:
 
     def ring(self, pool: str) -> None:
         try:
-            heard = bool(self._scripts.run("ring", pool, RING_KEPT_MS))
+            # Counted in the same round trip: Celery's own way to ask costs more than a ring.
+            waiting = int(self._scripts.run("ring", pool, RING_KEPT_MS, QUEUE_PREFIX + pool))
         except Unavailable:
-            heard = False
-        if not heard:
+            waiting = 0
+        if 0 <= waiting < ENOUGH_WAITING:
             self._behind.ring(pool)
 
     def waiting(self, pool: str) -> int | None:

@@ -63,13 +63,12 @@ class RedisJobEvents:
 
     async def watch(self, job_id: str, after: str | None = None) -> AsyncGenerator[JobEvent, None]:
         with self._attached(job_id) as watcher:
-            record = await self._record(job_id)
+            record, kept = await self._look(job_id)
             if record is None:
                 raise NotFound(ErrorCode.JOB_NOT_FOUND, f"there is no job {job_id}")
             summary = record.summary()
             resumes = _resumes(after, record.version)
             seen = int(after or 0) if resumes else record.version - 1
-            kept = await self._kept(job_id)
             reader = _TokenReader(self._client, job_id, next((n for n in kept if resumes and n.version == seen), None))
             news: Sequence[_News] | None = [one for one in kept if one.version > seen]
             if summary.status.terminal and not news:
@@ -88,28 +87,25 @@ class RedisJobEvents:
         if news is not None:
             return [news] if news.version > seen else []
         try:
-            record = await self._record(job_id)
+            record, kept = await self._look(job_id)
             if record is None:
                 return None
             last = seen if seen <= record.version else record.version - 1
-            return [one for one in await self._kept(job_id) if one.version > last]
+            return [one for one in kept if one.version > last]
         except Unavailable:
             await asyncio.sleep(LONGEST_PAUSE_S)
             watcher.tell(None)
             return []
 
-    async def _record(self, job_id: str) -> JobRecord | None:
+    async def _look(self, job_id: str) -> tuple[JobRecord | None, Sequence["_News"]]:
+        """The job, and its events as far as they are kept, in one round trip: a thousand watchers may come at once."""
         with store_errors():
-            values = await cast(
-                "Awaitable[list[bytes | None]]", self._client.hmget(f"lensd:job:{job_id}", SUMMARY_FIELDS)
-            )
-        return record_or_none(job_id, hash_of(SUMMARY_FIELDS, values))
-
-    async def _kept(self, job_id: str) -> Sequence["_News"]:
-        """The job's events, as far as they are kept."""
-        with store_errors():
-            kept = await cast("Awaitable[list[bytes]]", self._client.lrange(f"lensd:events:{job_id}", 0, -1))
-        return [_news(_unpacked(entry)) for entry in kept]
+            async with self._client.pipeline(transaction=False) as pipeline:
+                pipeline.hmget(f"lensd:job:{job_id}", SUMMARY_FIELDS)
+                pipeline.lrange(f"lensd:events:{job_id}", 0, -1)
+                values, kept = await pipeline.execute()
+        record = record_or_none(job_id, hash_of(SUMMARY_FIELDS, values))
+        return record, [_news(_unpacked(entry)) for entry in kept]
 
     @contextmanager
     def _attached(self, job_id: str) -> Iterator["_Watcher"]:

@@ -6,6 +6,7 @@ from typing import cast
 import orjson
 from redis import Redis
 
+from services.adapters.lua_scripts import LuaScripts
 from services.adapters.redis_client import store_errors
 from services.jobs.ports import WorkerState
 
@@ -15,11 +16,10 @@ class RedisWorkers:
 
     def __init__(self, client: Redis) -> None:
         self._client = client
+        self._scripts = LuaScripts(client)
 
     def announce(self, state: WorkerState, ttl_s: float) -> None:
-        with store_errors():
-            self._client.sadd("lensd:workers", state.worker)
-            self._client.set(f"lensd:worker:{state.worker}", orjson.dumps(state), px=round(ttl_s * 1_000))
+        self._scripts.run("announce", state.worker, orjson.dumps(state), round(ttl_s * 1_000))
 
     def retire(self, worker: str) -> None:
         with store_errors():

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from services.contracts.errors import ErrorCode, Unavailable
 from services.contracts.generation import NewTokens
 from services.contracts.job import JobProgress, JobStatus
 from services.jobs.memory import MemoryJobStore, MemoryWorkers
@@ -70,6 +71,25 @@ def test_a_cancel_reaches_the_running_job(store: MemoryJobStore, heartbeat: Hear
     with heartbeat.keeping(claim) as job:
         store.cancel(claim.job.id)
         assert eventually(job.ticket.cancelled)
+
+
+class RefusingWorkers(MemoryWorkers):
+    """A registry that takes no announcement."""
+
+    def announce(self, state: WorkerState, ttl_s: float) -> None:
+        raise Unavailable(ErrorCode.STORE_UNAVAILABLE, "the job store's memory is full")
+
+
+def test_claims_are_kept_also_where_the_worker_cannot_be_announced(store: MemoryJobStore) -> None:
+    heartbeat = Heartbeat(store, RefusingWorkers(), lambda: STATE, every_s=0.01)
+    heartbeat.start()
+    try:
+        claim = claimed(store)
+        with heartbeat.keeping(claim) as job:
+            store.cancel(claim.job.id)
+            assert eventually(job.ticket.cancelled)
+    finally:
+        heartbeat.stop()
 
 
 def test_a_job_that_ended_elsewhere_is_dropped(store: MemoryJobStore, heartbeat: Heartbeat) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 from redis import Redis
 
-from services.adapters.celery_doorbell import MAX_WAITING, CeleryDoorbell
+from services.adapters.celery_doorbell import CeleryDoorbell
 from services.adapters.embedded_valkey import free_port
 from tests.services.adapters.valkey import valkey_server
 
@@ -29,14 +29,6 @@ def test_rings_wait_in_their_own_pool(redis_url: str) -> None:
     doorbell.ring("a")
     doorbell.ring("a")
     assert (doorbell.waiting("a"), doorbell.waiting("b")) == (2, 0)
-
-
-def test_rings_that_nobody_hears_are_bounded(redis_url: str) -> None:
-    doorbell = CeleryDoorbell(redis_url)
-    with Redis.from_url(redis_url) as client:
-        client.lpush("lensd.a", *["x"] * MAX_WAITING)
-    doorbell.ring("a")
-    assert doorbell.waiting("a") == MAX_WAITING
 
 
 def test_a_broker_that_is_down_costs_little_time_and_no_error() -> None:

@@ -8,7 +8,7 @@ from redis import Redis
 
 from services.adapters.embedded_valkey import free_port
 from services.adapters.redis_client import make_client
-from services.adapters.redis_doorbell import RedisDoorbell, RedisDoorstep
+from services.adapters.redis_doorbell import ENOUGH_WAITING, RedisDoorbell, RedisDoorstep
 from services.contracts.errors import Unavailable
 from services.jobs.memory import MemoryDoorbell
 
@@ -53,6 +53,15 @@ def test_a_worker_that_listens_hears_the_ring(redis_url: str, doorbell: RedisDoo
 def test_where_nobody_listens_it_rings_behind(doorbell: RedisDoorbell, behind: MemoryDoorbell) -> None:
     doorbell.ring("a")
     assert behind.waiting("a") == doorbell.waiting("a") == 1
+
+
+def test_messages_that_nobody_hears_are_bounded(client: Redis, doorbell: RedisDoorbell, behind: MemoryDoorbell) -> None:
+    client.lpush("lensd.a", *["x"] * (ENOUGH_WAITING - 1))
+    doorbell.ring("a")
+    assert behind.waiting("a") == 1
+    client.lpush("lensd.a", "x")
+    doorbell.ring("a")
+    assert behind.waiting("a") == 1
 
 
 def test_a_worker_of_another_pool_hears_nothing(

@@ -1,5 +1,7 @@
 """A real Valkey server for tests, and how its clock is moved."""
 
+import re
+import secrets
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,6 +15,13 @@ from services.adapters.embedded_valkey import EmbeddedValkey
 from services.adapters.parent_death import dies_with_parent
 
 TIME_FIELDS = ("created_at", "deadline_at", "started_at", "finished_at", "expires_at", "last", "swept", "reprieve")
+
+
+_ACL_LINE = re.compile(r"^ACL SETUSER lensd on >PASSWORD (.+)$", re.MULTILINE)
+ACL_RULES = _ACL_LINE.findall((Path(__file__).parents[3] / "docs" / "operating.md").read_text(encoding="utf-8"))[0]
+"""What a user of the store may do by `docs/operating.md`."""
+TEST_RIGHTS = "+eval +keys +flushall +config|set"
+"""What tests do to a server beside what lensd does."""
 
 
 class Server:
@@ -68,10 +77,18 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def redis_url(shared_server: Server) -> str:
-    """The address of an empty server."""
+    """The address of an empty server, for a user who may no more than `docs/operating.md` says, and what tests need."""
     with Redis.from_url(shared_server.url) as client:
         client.flushall()
-    return shared_server.url
+    return restricted(shared_server.url, f"{ACL_RULES} {TEST_RIGHTS}")
+
+
+def restricted(url: str, rules: str) -> str:
+    """The address of the same server for a user with these rules alone."""
+    password = secrets.token_urlsafe(16)
+    with Redis.from_url(url) as client:
+        client.execute_command("ACL", "SETUSER", "lensd", "reset", "on", f">{password}", *rules.split())
+    return f"redis://lensd:{password}@{url.rpartition('@')[2]}"
 
 
 def pass_time(client: Redis, seconds: float) -> None:

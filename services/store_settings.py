@@ -1,0 +1,43 @@
+"""Where the store is: what gateway, worker and the operator's commands are told about it alike."""
+
+from typing import Any
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+from pydantic import FilePath, SecretStr, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings
+
+_TLS_PARAMETERS = {
+    "redis_ca_file": "ssl_ca_certs",
+    "redis_cert_file": "ssl_certfile",
+    "redis_key_file": "ssl_keyfile",
+}
+
+
+class StoreSettings(BaseSettings):
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    """`rediss://user:password@host:6379/0` for TLS and an ACL user."""
+    redis_ca_file: FilePath | None = None
+    """The authorities that the server's certificate is checked by; without it the system's."""
+    redis_cert_file: FilePath | None = None
+    """A certificate to show to the server."""
+    redis_key_file: FilePath | None = None
+    """Its key, where the certificate's file does not have it."""
+
+    @field_validator(*_TLS_PARAMETERS)
+    @classmethod
+    def _files_need_tls(cls, file: FilePath | None, info: ValidationInfo) -> FilePath | None:
+        url: SecretStr | None = info.data.get("redis_url")
+        if file is not None and url is not None and urlsplit(url.get_secret_value()).scheme != "rediss":
+            raise ValueError("LENSD_REDIS_URL does not ask for TLS: it has to begin with rediss://")
+        return file
+
+    @property
+    def store_url(self) -> str:
+        """The address as redis-py and Celery's transport both read it, secrets included."""
+        url = urlsplit(self.redis_url.get_secret_value())
+        if url.scheme != "rediss":
+            return url.geturl()
+        files: dict[str, Any] = {name: getattr(self, field) for field, name in _TLS_PARAMETERS.items()}
+        # Celery's transport speaks TLS only when some such parameter is there.
+        tls = {"ssl_cert_reqs": "required"} | {name: file.resolve() for name, file in files.items() if file is not None}
+        return urlunsplit(url._replace(query="&".join(part for part in (url.query, urlencode(tls)) if part)))
