@@ -28,6 +28,8 @@ from tests.services.methods.test_feature_patching import plainly as plainly_patc
 from tests.services.methods.test_feature_patching import run as patch
 from tests.services.methods.test_generation import FEATURE, PLAIN, added, assert_scores, clamped, from_first, greedy
 from tests.services.methods.test_sae_evaluation import Evaluated, assert_equal, brute_force
+from tests.services.methods.test_transcoders import made as made_transcoder
+from worker.indexing import EngineRunner
 
 FEATURES, K, LAYER = 64, 4, 1
 PROMPTS = ["When John and Mary went to the shops", "The Eiffel Tower is in Paris"]
@@ -163,6 +165,27 @@ def test_texts_are_steered_by_features_of_z(laboratory: Laboratory, operation: s
         expected, log_probs = greedy(reference, prompt.tokens.ids, {("z", LAYER): from_first(prompt, change)})
         assert prompt.steered[0].tokens == expected
         assert_scores(prompt.steered[0].steered, log_probs)
+
+
+def test_an_index_is_made_of_what_each_sae_reads_and_writes(laboratory: Laboratory) -> None:
+    """SAEs of z and transcoders in one pass: the first reads all heads, the second what the MLP reads."""
+    model = laboratory.model("tiny-llama")
+    heads, transcoder = in_use(make_sae(), site="z", layer=LAYER), made_transcoder()
+    facts = [heads.facts, transcoder.facts.model_copy(update={"id": "transcoder"})]
+    runner = EngineRunner(laboratory.engine, model, laboratory.catalogue.tokenizer("tiny-llama"), facts, bos=0)
+    tokens = [7, 9, 30, 12]
+    (found,) = runner.activations([tokens])
+    reference = Reference(laboratory.folder("tiny-llama"))
+    places = [("z", LAYER), ("mlp_in", LAYER)]
+    expected = reference.activations([0, *tokens], places)
+    for sae_id, place in zip(("sae", "transcoder"), places, strict=True):
+        torch.testing.assert_close(found[sae_id].double(), expected[place][1:], rtol=0, atol=1e-4)
+    written = heads.sae.W_dec.double() @ reference.projection(LAYER).weight.T
+    for sae_id, rows in (("sae", written), ("transcoder", transcoder.sae.W_dec.double())):
+        with torch.no_grad():
+            logits = (rows * reference.model.model.norm.weight) @ reference.model.lm_head.weight.T
+        directions = (heads if sae_id == "sae" else transcoder).sae.W_dec
+        torch.testing.assert_close(runner.logits(sae_id, directions).double(), logits, rtol=0, atol=1e-4)
 
 
 def test_a_width_that_is_not_all_heads_is_refused_before_the_queue(laboratory: Laboratory) -> None:
