@@ -8,7 +8,7 @@ from api.dependencies import GatewayServices
 from api.submission import admitted, submitted
 from services.batches.intake import ReadLine
 from services.contracts.batch import BatchLine, CustomId, LineFault
-from services.contracts.errors import ErrorCode, InvalidSpec, LensdError
+from services.contracts.errors import ErrorCode, InvalidSpec, LensdError, Unavailable
 from services.jobs.record import NewJob
 from services.tenants.keys import ApiKey
 
@@ -35,6 +35,8 @@ class GatewayIntake:
             return ReadLine(_custom_id_of(line), fault=_fault(error))
         try:
             return ReadLine(asked.custom_id, admitted(asked.job, key, self._services))
+        except Unavailable:
+            raise
         except LensdError as error:
             return ReadLine(asked.custom_id, fault=_fault(error, within="/job"))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.contracts.batch import LineFault
-from services.contracts.errors import ErrorCode
+from services.contracts.errors import ErrorCode, Unavailable
 from services.jobs.record import NewJob
 from services.tenants.keys import ApiKey
 
@@ -23,7 +23,10 @@ class ReadLine:
 
 class Intake(Protocol):
     def read(self, line: bytes, key: ApiKey) -> ReadLine:
-        """Parse, tokenise, estimate and check a line under the models and limits of `key`. Pure computation."""
+        """Parse, tokenise, estimate and check a line under the models and limits of `key`.
+
+        Raises Unavailable when what it is checked against cannot be asked now, which says nothing about the line.
+        """
 
     def submit(self, job: NewJob) -> None:
         """Store the job. Raises as `JobStore.create` does; repeating a call is harmless."""
@@ -36,6 +39,8 @@ def read_line(intake: Intake, line: bytes, key: ApiKey) -> ReadLine:
     """As `Intake.read`; a line that lensd cannot cope with is wrong, and does not hold up its batch for ever."""
     try:
         return intake.read(line, key)
+    except Unavailable:
+        raise
     except Exception as error:
         # The error itself may quote the line, which is not for logs.
         _log.error("a line of a batch could not be read: %s", type(error).__name__)

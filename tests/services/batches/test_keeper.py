@@ -37,9 +37,12 @@ class FakeIntake:
     daily: int | None = None
     refuses: Unavailable | None = None
     withdrawn: bool = False
+    away: bool = False
     submitted: list[str] = field(default_factory=list)
 
     def read(self, line: bytes, key: ApiKey) -> ReadLine:
+        if self.away:
+            raise Unavailable(ErrorCode.STORE_UNAVAILABLE, "away")
         name = line.decode().strip()
         if name.startswith("!"):
             raise ZeroDivisionError("lensd's own fault")
@@ -208,6 +211,27 @@ def test_a_line_for_which_there_is_no_room_waits_and_never_fails(stand: Stand, r
     stand.keep()
     stand.run_jobs()
     assert (stand.bench.batch(batch_id).succeeded, stand.bench.batch(batch_id).failed) == (2, 0)
+
+
+def test_a_line_that_cannot_be_checked_now_is_checked_later(stand: Stand) -> None:
+    batch_id = stand.upload([f"line-{index}" for index in range(WINDOW + 1)])
+    stand.intake.away = True
+    with pytest.raises(Unavailable):
+        stand.keep()
+    assert stand.bench.batch(batch_id).checked == 0
+    stand.intake.away = False
+    stand.bench.jobs.advance(LEASE_S + 1)
+    stand.keep()
+    stand.run_jobs()
+    stand.intake.away = True
+    stand.bench.jobs.advance(WHEN_FULL_S)
+    stand.keep()
+    assert (stand.bench.batch(batch_id).fed, stand.bench.batch(batch_id).invalid) == (WINDOW, 0)
+    stand.intake.away = False
+    stand.bench.jobs.advance(LONGEST_PAUSE_S)
+    stand.keep()
+    stand.run_jobs()
+    assert stand.bench.batch(batch_id).succeeded == WINDOW + 1
 
 
 def test_a_batch_over_what_is_left_of_the_day_fails_and_names_the_estimate(stand: Stand) -> None:
