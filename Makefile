@@ -61,6 +61,7 @@ bench: prepare         ## measure speed against TransformerLens and SAELens; wri
 ground-truth: prepare  ## hold the methods against exact runs on SmolLM2; writes benchmarks/GROUND_TRUTH.md (about 25 minutes)
 	$(BIN)/python -m benchmarks.ground_truth
 	$(BIN)/python -m benchmarks.steering
+	$(BIN)/python -m benchmarks.saelens_evaluation
 
 examples: prepare      ## find the induction and IOI circuits over HTTP, and known features by an SAE; writes docs/induction*, docs/ioi*, docs/superposition*
 	$(BIN)/python -m deploy.local run $(BIN)/python -m examples.induction

@@ -20,6 +20,7 @@ from services.adapters.celery_doorbell import CeleryDoorbell
 from services.adapters.folder_blobs import FolderBlobs
 from services.adapters.redis_audit import RedisAuditLog
 from services.adapters.redis_blobs import RedisBlobs
+from services.adapters.redis_cache import RedisResultCache
 from services.adapters.redis_client import UnsuitableServerError, check_server, make_client
 from services.adapters.redis_doorbell import RedisDoorbell
 from services.adapters.redis_events import RedisJobEvents
@@ -32,6 +33,7 @@ from services.catalogue.feature_index import open_prepared
 from services.catalogue.feature_indexes import FeatureIndexes
 from services.catalogue.resolve import Limits
 from services.contracts.errors import LensdError
+from services.jobs.cache import PoolRunner
 from services.jobs.policy import JobPolicy
 from services.jobs.reaper import Reaper
 from services.tenants.handover import hand_over
@@ -66,12 +68,14 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
     client = make_client(url, patient=False)
     catalogue = open_catalogue(settings.home)
     events = RedisJobEvents(url)
+    workers = RedisWorkers(client)
     services = GatewayServices(
         store=RedisJobStore(client, policy),
+        results=RedisResultCache(client, policy),
         events=events,
         doorbell=RedisDoorbell(client, CeleryDoorbell(url)),
         blobs=RedisBlobs(client) if settings.blobs == "redis" else FolderBlobs(settings.home / "blobs"),
-        workers=RedisWorkers(client),
+        workers=workers,
         keys=RedisKeyStore(client),
         labels=RedisLabelStore(client),
         audit=RedisAuditLog(client),
@@ -83,7 +87,9 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
             output_bytes=settings.max_job_output,
         ),
         pool=settings.pool,
+        runner=PoolRunner(workers, settings.pool, kept_s=policy.heartbeat_s),
         tenants=settings.tenant_limits(),
+        share_results=settings.share_results,
     )
     reaper = Reaper(services.store, services.blobs, services.doorbell, every_s=policy.reap_every_s)
 

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from services.catalogue.catalogue import Catalogue
 from services.catalogue.feature_indexes import FeatureIndexes
 from services.catalogue.resolve import Limits
+from services.jobs.cache import PoolRunner, ResultCache
 from services.jobs.ports import Blobs, Doorbell, JobEvents, JobStore, WorkerRegistry
 from services.labels.store import LabelStore
 from services.tenants.administration import KeyAdministration
@@ -30,6 +31,7 @@ class GatewayServices:
     """Everything the gateway needs from outside itself."""
 
     store: JobStore
+    results: ResultCache
     events: JobEvents
     doorbell: Doorbell
     blobs: Blobs
@@ -43,7 +45,11 @@ class GatewayServices:
     limits: Limits
     pool: str
     """The worker pool that jobs go to."""
+    runner: PoolRunner
+    """What that pool's workers compute with."""
     tenants: TenantLimits = DEFAULTS
+    share_results: bool = False
+    """Whether a result answers the same question of any tenant, or of its owner alone."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process is asked to stop: whoever waits for a job then answers with what there is."""
     _reading: CapacityLimiter = field(init=False, default_factory=lambda: CapacityLimiter(_CONCURRENT_READS))

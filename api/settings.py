@@ -70,6 +70,8 @@ class GatewaySettings(BaseSettings):
     """Share of the queue that one owner's jobs may fill."""
     max_owner_token_layers_a_day: Annotated[int, Field(ge=0, le=10**15)] | None = None
     """Engine work of one owner from midnight to midnight UTC; without it there is no bound."""
+    share_results: bool = False
+    """Whether a result answers the same question of another tenant too, who then learns that somebody asked it."""
     shutdown_s: Annotated[int, Field(ge=0, le=600)] = 10
     """How long requests under way may take to end when the gateway is asked to stop."""
 

@@ -35,13 +35,14 @@ class Laboratory:
         self._owners = count()
         self._saes: dict[str, SaeInUse] = {}
 
-    def run(self, body: dict[str, Any]) -> JobResult:
+    def run(self, body: dict[str, Any], owner: str | None = None) -> JobResult:
+        """One job; of an `owner` whose earlier jobs' activations may still be known, or of a new one."""
         spec = _SPEC.validate_json(json.dumps({"model": self.model.facts.id, **body}))
         sae_id = spec.sae_id()
         context = MethodContext(
             model=self.model,
             engine=self.engine,
-            ticket=JobTicket("job", owner=str(next(self._owners))),
+            ticket=JobTicket("job", owner=owner or str(next(self._owners))),
             inputs=resolve(spec, self.catalogue, Limits()).inputs,
             tokenizer=self.catalogue.tokenizer(spec.model),
             sae=self._sae(sae_id) if sae_id else None,

@@ -6,6 +6,9 @@
    HTTP, and the same list one by one in one process. Each side runs twice, in turn, on new prompts; medians.
 2. One small job at a time on the idle service, end to end, minus the same method in process on the same prompt, the two
    in turn, so that the machine's drift falls on both alike.
+3. A small job, then the same one again, which the result cache answers; the ratio pair by pair.
+
+No job of 1 and 2 was ever asked before: each run has a tenant of its own.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import http.client
 import json
 import os
 import random
+import secrets
 import statistics
 import tempfile
 import time
@@ -168,7 +172,7 @@ def served(home: Path, port: int) -> Iterator[Server]:
     with tempfile.TemporaryFile("w+") as log:
         settings = LocalSettings(home=home, port=port)
         with Stack(settings, StreamLog(log)) as stack:
-            yield Server(port, stack.issue_key("bench", timedelta(hours=1)))
+            yield Server(port, stack.issue_key(f"bench-{secrets.token_hex(4)}", timedelta(hours=1)))
 
 
 def burst(notebook: Notebook, server: Server, count: int, clients: int) -> tuple[str, ...]:
@@ -191,7 +195,7 @@ def burst(notebook: Notebook, server: Server, count: int, clients: int) -> tuple
 
 def overhead(home: Path, catalogue: Catalogue, model: LoadedModel, server: Server, threads: int) -> str:
     """What the service adds to one small job on an idle machine."""
-    jobs = [body for body in bodies(400, seed=3) if body["kind"] == "features"]
+    warm_up, jobs = ([body for body in bodies(count, seed=count) if "sae" in body] for count in (2 * WARM_UP, 400))
     sae = SaeInUse(load_sae(sae_folder(home, SAE_ID)), catalogue.sae(SAE_ID))
     tokenizer = catalogue.tokenizer(MODEL)
     with Engine(EngineLimits(threads=threads)) as engine:
@@ -205,7 +209,7 @@ def overhead(home: Path, catalogue: Catalogue, model: LoadedModel, server: Serve
             return time.perf_counter() - started
 
         post = server.session()
-        for body in jobs[:WARM_UP]:
+        for body in warm_up:
             in_process(body)
             post(body)
         pairs = [(in_process(body), post(body)) for body in jobs]
@@ -216,6 +220,18 @@ def overhead(home: Path, catalogue: Catalogue, model: LoadedModel, server: Serve
         f"{statistics.median(end_to_end) * 1e3:.1f} ms end to end, {statistics.median(alone) * 1e3:.1f} ms in process; "
         f"the service adds {statistics.median(added):.1f} ms at the median (bar 10 ms), "
         f"{added[int(0.99 * len(added))]:.1f} ms at the 99th percentile (bar 30 ms), job by job."
+    )
+
+
+def answers(server: Server, count: int = 100) -> str:
+    """What asking again costs, against the run."""
+    post = server.session()
+    pairs = [(post(body), post(body)) for body in bodies(count, seed=5)]
+    runs, again = zip(*pairs, strict=True)
+    ratio = statistics.median(run / answer for run, answer in pairs)
+    return (
+        f"The same small job again, {count} of them: median {statistics.median(again) * 1e3:.1f} ms from the result "
+        f"cache, {statistics.median(runs) * 1e3:.1f} ms the run before it; {ratio:.1f}× faster, pair by pair."
     )
 
 
@@ -237,13 +253,14 @@ def main() -> None:
     with served(home, given.port) as server:
         line = burst(Notebook(home, catalogue, model), server, given.jobs, given.clients)
         added = overhead(home, catalogue, model, server, given.threads)
+        asked_again = answers(server)
     where = circumstances(
         f"python -m benchmarks.service --threads {given.threads} --clients {given.clients} --jobs {given.jobs}",
         given.threads,
         (before, os.getloadavg()[0]),
     )
     head = ("work", "lensd", "TransformerLens and SAELens", "faster", "bar")
-    write_section("Service", f"{table(head, [line])}\n\n{added}\n\n{where}")
+    write_section("Service", f"{table(head, [line])}\n\n{added}\n\n{asked_again}\n\n{where}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from services.catalogue.catalogue import model_folder, sae_folder
 from services.catalogue.feature_indexes import INDEX_FILE
-from services.catalogue.operator import CatalogueError, OperatorCatalogue, SaeEntry, read_operator_catalogue
+from services.catalogue.operator import AnySaeEntry, CatalogueError, OperatorCatalogue, read_operator_catalogue
 from services.catalogue.store import has_index_of, is_prepared
 from services.contracts.errors import LensdError
 from worker.settings import WorkerSettings
@@ -75,8 +75,9 @@ def _prepare(ids: Sequence[str], settings: WorkerSettings) -> None:
         prepare_sae(sae, root, settings.home)
 
 
-def _is_prepared(entry: SaeEntry, root: Path, folder: Path) -> bool:
-    return is_prepared(folder, entry) and has_index_of(folder, root / entry.path)
+def _is_prepared(entry: AnySaeEntry, root: Path, folder: Path) -> bool:
+    source = None if entry.path is None else root / entry.path
+    return is_prepared(folder, entry) and has_index_of(folder, source)
 
 
 def _index(arguments: argparse.Namespace, settings: WorkerSettings) -> None:
@@ -86,11 +87,18 @@ def _index(arguments: argparse.Namespace, settings: WorkerSettings) -> None:
     from worker.indexing import index_saes  # noqa: PLC0415 - as above
 
     entries = [entry for entry in catalogue.saes if entry.id in arguments.ids]
-    folders = {entry.id: arguments.out / entry.id if arguments.out else root / entry.path for entry in entries}
-    outputs = {sae_id: folder.resolve() / INDEX_FILE for sae_id, folder in folders.items()}
+    outputs = {entry.id: _index_folder(entry, root, arguments.out).resolve() / INDEX_FILE for entry in entries}
     index_saes(arguments.ids, settings, corpus_path=arguments.corpus, limit=arguments.tokens, outputs=outputs)
     if arguments.out is None:
         _prepare(arguments.ids, settings)
+
+
+def _index_folder(entry: AnySaeEntry, root: Path, out: Path | None) -> Path:
+    if out is not None:
+        return out / entry.id
+    if entry.path is None:
+        raise CatalogueError(f"{entry.id} has no folder of its own for an index: give its entry a `path`, or --out")
+    return root / entry.path
 
 
 def _positive(text: str) -> int:

@@ -11,11 +11,13 @@ from services.catalogue.catalogue import Catalogue, model_folder, open_catalogue
 from services.catalogue.operator import CatalogueError
 from services.catalogue.tokenizer import Tokenizer
 from services.contracts.model import ModelFacts
+from services.contracts.place import width_of
 from services.contracts.sae import SaeFacts
 from services.engine.engine import Engine, EngineLimits
-from services.engine.row import Capture, Row, Site
+from services.engine.row import Row
 from services.engine.ticket import JobTicket
 from services.engine.weights import Weights
+from services.methods.sae_places import SaePlaces
 from services.models.load import LoadedModel, load_model
 from services.saes.bundle import load_sae
 from services.saes.index.build import build_indexes, fingerprint
@@ -31,24 +33,22 @@ class EngineRunner:
     ) -> None:
         """`bos` is put before every row, unless it is None."""
         self._engine, self._model, self._tokenizer = engine, model, tokenizer
-        self._captures = {facts.id: Capture(Site(facts.site, facts.layer)) for facts in saes}
+        self._places = {facts.id: SaePlaces(facts, model) for facts in saes}
         self._before = () if bos is None else (bos,)
         self._ticket = JobTicket("index-sae", owner="")
 
     def activations(self, rows: Sequence[Sequence[int]]) -> Sequence[Mapping[str, Float[Tensor, "token d_model"]]]:
-        captures = tuple(self._captures.values())
+        captures = tuple(dict.fromkeys(places.reads for places in self._places.values()))
         asked = [Row((*self._before, *row), captures=captures) for row in rows]
         return [
-            {
-                sae_id: outcome.captures[capture][len(self._before) :].float()
-                for sae_id, capture in self._captures.items()
-            }
+            {sae_id: places.inputs(outcome)[len(self._before) :].float() for sae_id, places in self._places.items()}
             for outcome in self._engine.run(self._model, asked, job=self._ticket)
         ]
 
     @torch.no_grad()
-    def logits(self, directions: Float[Tensor, "feature d_model"]) -> Float[Tensor, "feature vocabulary"]:
-        return Weights(self._model).unembedded(directions)
+    def logits(self, sae_id: str, directions: Float[Tensor, "feature d_out"]) -> Float[Tensor, "feature vocabulary"]:
+        weights = Weights(self._model)
+        return weights.unembedded(self._places[sae_id].in_residual_stream(directions, weights))
 
     def token_string(self, token: int) -> str:
         return self._tokenizer.string(token)
@@ -69,7 +69,12 @@ def index_saes(
     corpus = read_corpus(corpus_path, tokenizer, bos=bos is not None, limit=limit, context=facts.context)
     device = torch.device(settings.device)
     loaded = {
-        sae.id: load_sae(sae_folder(settings.home, sae.id), device, expected_sha256=sae.sha256, d_model=facts.d_model)
+        sae.id: load_sae(
+            sae_folder(settings.home, sae.id),
+            device,
+            expected_sha256=sae.sha256,
+            d_model=width_of(sae.site, facts),
+        )
         for sae in saes
     }
     torch.set_num_threads(settings.threads)

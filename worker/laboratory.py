@@ -9,10 +9,13 @@ from services.catalogue.catalogue import Catalogue, model_folder, sae_folder
 from services.contracts.errors import LensdError
 from services.contracts.generation import NewTokens
 from services.contracts.job import JobResult, JobSpec
+from services.contracts.place import width_of
 from services.engine.engine import Engine, EngineLimits
 from services.engine.ticket import JobTicket
+from services.jobs.cache import fingerprint
 from services.jobs.record import Claim
 from services.methods.context import MethodContext, SaeInUse
+from services.methods.origin import runner
 from services.methods.registry import run_method
 from services.models.cache import ModelCache
 from services.models.load import LoadedModel, load_model
@@ -36,6 +39,8 @@ class Laboratory:
         self._catalogue = catalogue
         self._device = torch.device(settings.device)
         self._dtype: torch.dtype = getattr(torch, settings.dtype)
+        self.runner = runner(self._device, self._dtype)
+        """What decides the numbers besides a job's model and SAE."""
         torch.set_num_threads(settings.threads)
         limits = EngineLimits(
             batch_tokens=settings.batch_tokens,
@@ -63,6 +68,12 @@ class Laboratory:
                 on_tokens=on_tokens,
             )
             return run_method(claim.spec, context)
+
+    def fingerprint_of(self, spec: JobSpec) -> str:
+        """Of what computes `spec` here: see `services.jobs.cache`."""
+        sae_id = spec.sae_id()
+        sae = None if sae_id is None else self._catalogue.sae(sae_id)
+        return fingerprint(self.runner, self._catalogue.model(spec.model), sae)
 
     def preload(self) -> None:
         """Load every served model that fits and try it out, so that the first job need not wait."""
@@ -100,5 +111,5 @@ class Laboratory:
             torch.float32,
             expected_sha256=facts.sha256,
             expected_extras_sha256=facts.extras_sha256,
-            d_model=self._catalogue.model(facts.model).d_model,
+            d_model=width_of(facts.site, self._catalogue.model(facts.model)),
         )

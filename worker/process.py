@@ -28,7 +28,7 @@ from services.contracts.job import JobResult
 from services.jobs.policy import JobPolicy
 from services.jobs.ports import WorkerState
 from services.jobs.reaper import Reaper
-from services.jobs.record import Claim, Size, StoredResult
+from services.jobs.record import Claim, Size, Succeeded
 from services.jobs.results import store_result
 from worker.heartbeat import Heartbeat
 from worker.laboratory import Laboratory
@@ -150,8 +150,9 @@ class WorkerProcess:
             except Unavailable as error:
                 log.error("job %s: its end could not be stored, it will run again: %s", claim.job.id, error.message)
 
-    def _keep(self, claim: Claim, result: JobResult) -> StoredResult:
-        return store_result(self._blobs, claim.job.id, claim.attempt, result, roomy=self._heartbeat.roomy)
+    def _keep(self, claim: Claim, result: JobResult) -> Succeeded:
+        stored = store_result(self._blobs, claim.job.id, claim.attempt, result, roomy=self._heartbeat.roomy)
+        return Succeeded(stored, self._laboratory.fingerprint_of(claim.spec))
 
     def _hand_back_late(self) -> None:
         deadline = time.monotonic() + self._settings.drain_s
@@ -169,4 +170,9 @@ class WorkerProcess:
             log.warning("the job store does not know what runs now: %s", error.message)
 
     def _state(self) -> WorkerState:
-        return WorkerState(worker=self._name, pool=self._settings.pool, models=self._laboratory.models())
+        return WorkerState(
+            worker=self._name,
+            pool=self._settings.pool,
+            models=self._laboratory.models(),
+            runner=self._laboratory.runner,
+        )

@@ -8,7 +8,7 @@ from services.contracts.errors import ErrorCode, LensdError
 from services.contracts.generation import NewTokens
 from services.contracts.job import JobError, JobProgress, JobResult
 from services.engine.ticket import JobCancelled, JobTicket
-from services.jobs.record import Beat, Cancelled, Claim, Ending, Failed, Stop, StoredResult, Succeeded
+from services.jobs.record import Beat, Cancelled, Claim, Ending, Failed, Stop, Succeeded
 from services.jobs.token_news import joined
 
 log = logging.getLogger("lensd.worker")
@@ -73,11 +73,11 @@ class RunningJob:
         """Forget what `fresh_tokens` gave."""
         del self._untold[: sum(len(piece.tokens) for piece in tokens)]
 
-    def work(self, compute: Callable[[], JobResult], keep: Callable[[Claim, JobResult], StoredResult]) -> Ending | None:
+    def work(self, compute: Callable[[], JobResult], keep: Callable[[Claim, JobResult], Succeeded]) -> Ending | None:
         """Compute and store the result. None when there is nothing to say: the claim is lost, or handed back."""
         try:
             result = compute()
-            stored = keep(self.claim, result)
+            succeeded = keep(self.claim, result)
         except JobCancelled:
             return self._stopped_ending()
         except LensdError as error:
@@ -90,7 +90,7 @@ class RunningJob:
             correlation_id = secrets.token_hex(8)
             log.exception("job %s failed, correlation id %s", self.claim.job.id, correlation_id)
             return _unexpected(correlation_id)
-        return Succeeded(stored)
+        return succeeded
 
     def _stopped_ending(self) -> Ending | None:
         if self._stop is Stop.DEADLINE:

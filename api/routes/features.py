@@ -57,10 +57,11 @@ class FeatureList(Contract):
 )
 def get_feature(services: Services, key: Reader, sae_id: SaeId, index: FeatureNumber) -> Response:
     """One feature: how often and how strongly it fires, on what, what it writes, its neighbours and its labels."""
-    require_feature(services.catalogue_for(key).sae(sae_id), index)
+    facts = services.catalogue_for(key).sae(sae_id)
+    require_feature(facts, index)
     card = services.features.of(sae_id).card(index)
     labels = services.labels.of(key.owner, sae_id, [index]).get(index, ())
-    whole = card.model_copy(update={"labels": labels})
+    whole = card.model_copy(update={"labels": labels, "effects_per_token_scale": facts.scales_tokens})
     return Response(whole.model_dump_json(), media_type="application/json")
 
 

@@ -19,14 +19,12 @@ from api.lookup import JobId, find_job, not_found
 from api.preferences import Prefer, preference_applied, preferred_wait
 from api.representations import job_json
 from api.routes.examples import JOBS
-from services.catalogue.resolve import resolve
+from api.submission import admitted, submitted
 from services.contracts.base import Contract
 from services.contracts.errors import Refused, Unavailable
 from services.contracts.job import JobSpec, JobStatus, JobSummary
-from services.jobs.ids import new_job_id
 from services.jobs.ports import JobFilter
-from services.jobs.record import Idempotency, JobRecord, NewJob
-from services.tenants.keys import ApiKey
+from services.jobs.record import JobRecord
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -89,7 +87,11 @@ class JobList(Contract):
     response_class=Response,
     responses={
         200: {
-            **body("JobView", "The job has ended: within the time of `Prefer: wait`, or before it was sent again."),
+            **body(
+                "JobView",
+                "The job has ended: within the time of `Prefer: wait`, before it was sent again, or at once, when an "
+                "earlier result answers it (`cached`).",
+            ),
             "headers": _JOB_HEADERS,
         },
         202: {**body("JobView", "The job is accepted; `Location` is where it is."), "headers": _ACCEPTED_HEADERS},
@@ -106,8 +108,8 @@ async def submit_job(
 ) -> Response:
     """Post a job. What can be known to be wrong with it is refused at once, before it is queued."""
     raw = await request.body()
-    job = await services.read(lambda: _admit(raw, key, services))
-    record = await run_in_threadpool(_enqueue, services, job, idempotency(idempotency_key, job.spec))
+    job = await services.read(lambda: admitted(_parser.parse(raw), key, services))
+    record = await run_in_threadpool(submitted, job, services, idempotency(idempotency_key, job.spec))
     replayed = {} if record.id == job.id else {REPLAYED: "true"}
     wait = preferred_wait(prefer)
     record = await _settled(services, record, wait)
@@ -198,30 +200,6 @@ async def stream_job_events(
         return Response(status_code=204)
     frames = stream(services.events.watch(job_id, after), services.closing)
     return StreamingResponse(frames, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
-
-
-def _admit(raw: bytes, key: ApiKey, services: GatewayServices) -> NewJob:
-    """The job that `raw` asks for, checked and tokenised; raises InvalidSpec and what BodyParser raises."""
-    spec = _parser.parse(raw)
-    owner_limits = services.tenants.jobs_of(key.limits)
-    resolved = resolve(spec, services.catalogue_for(key), services.limits.within(owner_limits.daily_token_layers))
-    return NewJob(
-        id=new_job_id(),
-        owner=key.owner,
-        pool=services.pool,
-        spec=spec,
-        inputs=resolved.inputs,
-        cost=resolved.cost.token_layers,
-        limits=owner_limits,
-    )
-
-
-def _enqueue(services: GatewayServices, job: NewJob, reservation: Idempotency | None) -> JobRecord:
-    """The job's record, or that of the job which the same request made before: there is nothing to ring for then."""
-    record = services.store.create(job, reservation)
-    if record.id == job.id:
-        services.doorbell.ring(job.pool)
-    return record
 
 
 async def _settled(services: GatewayServices, record: JobRecord, wait: int | None) -> JobRecord:

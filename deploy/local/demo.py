@@ -133,7 +133,7 @@ def _run_job(console: Console, client: httpx.Client, spec: dict[str, Any]) -> di
     usage = finished["result"]["usage"]
     console.print(
         f"  {finished['id']}: {usage['seconds']:.2f} s, {usage['token_layers']} token-layers of work, "
-        f"{finished['result']['provenance']['execution']} execution\n"
+        f"{finished['result']['provenance']['execution']} execution{', asked before' if finished['cached'] else ''}\n"
     )
     result: dict[str, Any] = finished["result"]
     return result

@@ -1,7 +1,6 @@
 """The job store in Redis or Valkey: every transition one Lua script on the server's own clock."""
 
 import base64
-import hashlib
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -28,10 +27,12 @@ from services.adapters.redis_records import (
     policy_argument,
     record_of,
     record_or_none,
+    reservation_key,
 )
 from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
 from services.contracts.generation import NewTokens
 from services.contracts.job import JobError, JobProgress, JobStatus, JobSummary
+from services.jobs.idempotency import just_forgotten, key_reused
 from services.jobs.limits import queue_share_filled, quota_exceeded, too_many_jobs
 from services.jobs.policy import JobPolicy
 from services.jobs.ports import NOBODY, JobFilter, Page, Reaped
@@ -85,10 +86,11 @@ class RedisJobStore:
             job.spec.model_dump_json(),
             job.inputs.model_dump_json(),
             "" if deadline_s is None else microseconds(deadline_s),
-            "" if idempotency is None else _reservation(job.owner, idempotency.key),
+            reservation_key(job.owner, idempotency),
             "" if idempotency is None else idempotency.request_sha256,
             job.cost,
             limits_argument(job.limits),
+            job.ties.model_dump_json(exclude_none=True),
         )
         match answer:
             case [b"created", created_at]:
@@ -96,13 +98,10 @@ class RedisJobStore:
             case [b"replayed", job_id]:
                 record = self.get(job_id.decode())
                 if record is None:
-                    raise Unavailable(ErrorCode.STORE_UNAVAILABLE, "the earlier job was just forgotten: try again")
+                    raise just_forgotten()
                 return record
             case [b"conflict"]:
-                raise Conflict(
-                    ErrorCode.IDEMPOTENCY_CONFLICT,
-                    "this Idempotency-Key was used for another request: use a fresh key for a new job",
-                )
+                raise key_reused()
             case [b"limited", b"jobs", living]:
                 raise too_many_jobs(living)
             case [b"limited", b"queue", share]:
@@ -209,7 +208,7 @@ class RedisJobStore:
         with store_errors():
             pipeline = self._client.pipeline(transaction=False)
             for job_id in ids:
-                pipeline.exists(f"lensd:job:{job_id}")
+                pipeline.exists(f"lensd:job:{job_id}", f"lensd:arriving:{job_id}")
             return frozenset(job_id for job_id, exists in zip(ids, pipeline.execute(), strict=True) if exists)
 
     def depth(self, pool: str) -> int:
@@ -264,16 +263,13 @@ def _outcome(ending: Ending, bill: int | None) -> Sequence[Argument]:
     """An ending as the script reads it: status, what it cost, and what is to be set."""
     cost = "" if bill is None else bill
     match ending:
-        case Succeeded(result):
-            return JobStatus.SUCCEEDED, cost, "result", result.model_dump_json()
+        case Succeeded(result, fingerprint):
+            computed = () if fingerprint is None else ("fingerprint", fingerprint)
+            return JobStatus.SUCCEEDED, cost, "result", result.model_dump_json(), *computed
         case Failed(error):
             return JobStatus.FAILED, cost, "error", error.model_dump_json()
         case Cancelled():
             return JobStatus.CANCELLED, cost
-
-
-def _reservation(owner: str, key: str) -> str:
-    return f"lensd:idempotency:{owner}:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def _beat(answer: str) -> Beat:

@@ -1,5 +1,6 @@
 """How a job record lies in a Redis hash: JSON for what never changes, one small field for each thing that does."""
 
+import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +15,16 @@ from services.contracts.inputs import Inputs
 from services.contracts.job import JobError, JobProgress, JobSpec, JobStatus
 from services.jobs.limits import OwnerLimits
 from services.jobs.policy import JobPolicy
-from services.jobs.record import DEADLINE_EXCEEDED, WORKER_LOST, Claim, JobRecord, NewJob, Size, StoredResult
+from services.jobs.record import (
+    DEADLINE_EXCEEDED,
+    WORKER_LOST,
+    Claim,
+    Idempotency,
+    JobRecord,
+    NewJob,
+    Size,
+    StoredResult,
+)
 
 Hash = Mapping[str, bytes]
 
@@ -34,12 +44,14 @@ RECORD_FIELDS = (
     "done",
     "planned",
     "error",
+    "cached",
     "result",
+    "fingerprint",
     "version",
 )
 """All but what the job computes on."""
 
-SUMMARY_FIELDS = tuple(field for field in RECORD_FIELDS if field != "result")
+SUMMARY_FIELDS = tuple(field for field in RECORD_FIELDS if field not in {"result", "fingerprint"})
 
 MALFORMED = (KeyError, TypeError, ValueError)
 """What reading a hash that lensd did not write may raise."""
@@ -91,6 +103,7 @@ def record_of(job_id: str, fields: Hash) -> JobRecord:
         created_at=moment(fields["created_at"]),
         deadline_at=_time(fields, "deadline_at"),
         result=StoredResult.model_validate_json(fields["result"]) if "result" in fields else None,
+        fingerprint=fields["fingerprint"].decode() if "fingerprint" in fields else None,
         version=int(fields["version"]),
         **orjson.loads(fields["head"]),
         **state_of(fields),
@@ -118,6 +131,7 @@ def state_of(fields: Hash) -> dict[str, Any]:
         "attempt": int(fields["attempt"]),
         "progress": JobProgress(done=int(fields.get("done", 0)), planned=int(fields.get("planned", 0))),
         "error": JobError.model_validate_json(fields["error"]) if "error" in fields else None,
+        "cached": "cached" in fields,
     }
 
 
@@ -148,6 +162,13 @@ def claim_of(job_id: str, fields: Hash, worker: str) -> Claim:
     )
 
 
+def reservation_key(owner: str, idempotency: Idempotency | None) -> str:
+    """Where an idempotency key is reserved; '' without one."""
+    if idempotency is None:
+        return ""
+    return f"lensd:idempotency:{owner}:{hashlib.sha256(idempotency.key.encode()).hexdigest()}"
+
+
 def limits_argument(limits: OwnerLimits) -> bytes:
     """The limits as the script of creation reads them: what is no bound is left out."""
     return orjson.dumps({name: bound for name, bound in asdict(limits).items() if bound is not None})
@@ -165,6 +186,7 @@ def policy_argument(policy: JobPolicy) -> bytes:
             "ring_after": microseconds(policy.ring_after_s),
             "max_queued": policy.max_queued,
             "max_memory": policy.max_memory,
+            "max_answers": policy.max_answers,
             "max_blamed": policy.max_blamed,
             "max_unexplained": policy.max_unexplained,
             "kept_events": KEPT_EVENTS,

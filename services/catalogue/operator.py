@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Discriminator, Field, Tag, ValidationError
 
 from services.contracts.base import CatalogueId, Contract
 from services.contracts.errors import ErrorCode, LensdError
@@ -85,10 +85,41 @@ class SaeEntry(Contract):
     extras_sha256: Annotated[Sha256 | None, Field(description="Of lensd.safetensors, the mean activation.")] = None
 
 
+class SaeLensEntry(Contract):
+    """An SAE by SAELens' release and id, from a cache in Hugging Face's layout that was filled beforehand.
+
+    `release` may also be a repository's name; `sae_id` is then the folder in it. `path`, if given, is the folder where
+    its feature index is made, and its card.json is read.
+    """
+
+    id: CatalogueId
+    model: CatalogueId
+    release: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")]
+    sae_id: Annotated[str, Field(pattern=r"^[\w.:@+=-]+(/[\w.:@+=-]+)*$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    cache: str
+    path: str | None = None
+    license: str | None = None
+    sha256: Sha256
+
+
+AnySaeEntry = SaeEntry | SaeLensEntry
+
+
+def _kind_of_sae(entry: object) -> str:
+    named = entry if isinstance(entry, dict) else vars(entry)
+    return "saelens" if "release" in named else "folder"
+
+
 class OperatorCatalogue(Contract):
     root: str = "."
     models: tuple[ModelEntry, ...] = ()
-    saes: tuple[SaeEntry, ...] = ()
+    saes: tuple[
+        Annotated[
+            Annotated[SaeEntry, Tag("folder")] | Annotated[SaeLensEntry, Tag("saelens")], Discriminator(_kind_of_sae)
+        ],
+        ...,
+    ] = ()
 
 
 def read_operator_catalogue(path: Path) -> tuple[OperatorCatalogue, Path]:
@@ -118,13 +149,11 @@ def resolve_inside(root: Path, relative: str) -> Path:
     return path
 
 
-def package_folder(package: str) -> Path:
-    """Where an installed package lies, without importing it; raises CatalogueError."""
+def package_folder(package: str, install: str = "`make install` installs the catalogue's models") -> Path:
+    """Where an installed package lies, without importing it; raises CatalogueError, saying how to `install` it."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise CatalogueError(
-            f"the package {package!r} is not installed: `make install` installs the catalogue's models"
-        )
+        raise CatalogueError(f"the package {package!r} is not installed: {install}")
     return Path(spec.origin).parent
 
 

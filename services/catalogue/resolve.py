@@ -18,7 +18,7 @@ from services.contracts.errors import ErrorCode, InvalidSpec, LensdError, Violat
 from services.contracts.inputs import Inputs
 from services.contracts.job import JobSpec
 from services.contracts.model import ModelFacts
-from services.contracts.place import site_violations
+from services.contracts.place import site_violations, width_of
 from services.contracts.prompt import Prompt
 from services.contracts.result import PromptTokens
 from services.contracts.sae import SaeFacts
@@ -134,14 +134,21 @@ def _unfit(sae: SaeFacts, facts: ModelFacts, pointer: str, *, write: bool) -> It
         message = f"{sae.id} was trained on {sae.model}, not on {facts.id}"
         yield Violation(pointer, ErrorCode.SAE_MISMATCH, message)
         return
+    width, layers = width_of(sae.site, facts), f"and {facts.id} has layers 0..{facts.layers - 1}"
     message = ""
-    if sae.d_model != facts.d_model:
-        message = f"{sae.id} reads {sae.d_model} dimensions, and {facts.id} has {facts.d_model}"
+    if sae.d_model != width:
+        message = f"{sae.id} reads {sae.d_model} dimensions, and {facts.id} has {width}"
     elif sae.layer >= facts.layers:
-        message = f"{sae.id} reads layer {sae.layer}, and {facts.id} has layers 0..{facts.layers - 1}"
+        message = f"{sae.id} reads layer {sae.layer}, {layers}"
+    elif sae.output is not None and sae.output.width != facts.d_model:
+        message = f"{sae.id} writes {sae.output.width} dimensions, and {facts.id} has {facts.d_model}"
+    elif sae.output is not None and sae.output.layer >= facts.layers:
+        message = f"{sae.id} writes layer {sae.output.layer}, {layers}"
     if message:
         yield Violation(pointer, ErrorCode.SAE_MISMATCH, f"{message}: it was made for another model")
     yield from site_violations(sae.site, facts, pointer, write=write)
+    if sae.output is not None:
+        yield from site_violations(sae.output.site, facts, pointer, write=False)
 
 
 Facts = TypeVar("Facts", ModelFacts, SaeFacts)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from services.catalogue.feature_indexes import INDEX_FILE
-from services.catalogue.operator import ModelEntry, SaeEntry, file_sha256
+from services.catalogue.operator import AnySaeEntry, ModelEntry, file_sha256
 
 _LAYOUT = 2
 """Raise it when what a prepared folder holds changes."""
@@ -19,21 +19,23 @@ _LAYOUT = 2
 _FINGERPRINT = "prepared"
 
 
-def is_prepared(folder: Path, entry: ModelEntry | SaeEntry) -> bool:
+def is_prepared(folder: Path, entry: ModelEntry | AnySaeEntry) -> bool:
     """Whether `folder` holds exactly what `entry` asks for."""
     mark = folder / _FINGERPRINT
     return mark.is_file() and mark.read_text(encoding="ascii") == _fingerprint(entry)
 
 
-def has_index_of(folder: Path, source: Path) -> bool:
+def has_index_of(folder: Path, source: Path | None) -> bool:
     """Whether the prepared SAE in `folder` has the same feature index as the operator's, which may be none."""
+    if source is None:
+        return not (folder / INDEX_FILE).is_file()
     indexes = [path / INDEX_FILE for path in (folder, source)]
     there = [path.is_file() for path in indexes]
     return there == [False, False] or (all(there) and file_sha256(indexes[0]) == file_sha256(indexes[1]))
 
 
 @contextmanager
-def preparing(folder: Path, entry: ModelEntry | SaeEntry) -> Iterator[Path]:
+def preparing(folder: Path, entry: ModelEntry | AnySaeEntry) -> Iterator[Path]:
     """A fresh folder to fill; it takes `folder`'s place when the block ends well, and goes when it does not."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -47,5 +49,5 @@ def preparing(folder: Path, entry: ModelEntry | SaeEntry) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _fingerprint(entry: ModelEntry | SaeEntry) -> str:
+def _fingerprint(entry: ModelEntry | AnySaeEntry) -> str:
     return hashlib.sha256(f"{_LAYOUT} {entry.model_dump_json()}".encode()).hexdigest()

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from services.contracts.base import CatalogueId, Contract
-from services.contracts.features import PromotedToken
+from services.contracts.features import PerTokenScale, PromotedToken
 from services.contracts.sae import IndexFacts
 
 
@@ -83,6 +83,7 @@ class FeatureCard(Contract):
     contexts: tuple[FeatureContext, ...]
     promoted: tuple[PromotedToken, ...]
     suppressed: tuple[PromotedToken, ...]
+    effects_per_token_scale: PerTokenScale = False
     nearest_by_decoder: tuple[NearFeature, ...]
     nearest_by_coactivation: tuple[NearFeature, ...]
     labels: tuple[FeatureLabel, ...] = ()

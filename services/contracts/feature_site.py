@@ -77,12 +77,20 @@ class EstimateCheck(Contract):
 
 
 def sae_violations(sae: SaeFacts, pointer: str) -> Iterator[Violation]:
-    """An SAE whose directions are not in the units of the activations that it reads: no sum of features gives x."""
-    if sae.normalize_activations in ("constant_norm_rescale", "layer_norm"):
+    """An SAE whose features do not add up to the activations that it reads: no sum of features gives x."""
+    message = ""
+    if sae.output is not None:
+        message = (
+            f"{sae.id} is a transcoder: it reads {sae.site} of layer {sae.layer} and writes {sae.output.site} of layer "
+            f"{sae.output.layer}, so its features are no parts of what it reads; ask a `features` job for them, or "
+            "take an SAE"
+        )
+    elif sae.scales_tokens:
         message = (
             f"{sae.id} scales each token by its own size ({sae.normalize_activations}): its directions are not in the "
             "activations' units, so its features can be read but not written"
         )
+    if message:
         yield Violation(pointer, ErrorCode.SAE_MISMATCH, message)
 
 

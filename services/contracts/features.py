@@ -13,7 +13,7 @@ from services.contracts.inputs import Inputs
 from services.contracts.model import ModelFacts
 from services.contracts.prompt import Prompt
 from services.contracts.result import PromptTokens, Result
-from services.contracts.sae import SaeFacts
+from services.contracts.sae import SaeFacts, SaeOutput
 from services.contracts.spec import Asked, Spec
 from services.contracts.tensor import Tensor
 
@@ -133,7 +133,8 @@ class PromptFeature(Contract):
 
 
 class Reconstruction(Contract):
-    """How well the SAE rebuilds the prompt's activations, tokens over the norm threshold left out.
+    """How well the SAE rebuilds the prompt's activations, tokens over the norm threshold left out; a transcoder, those
+    at the site where it writes, its skip included.
 
     `explained_variance` is against the SAE's stored mean where it has one, else the prompt's own (`reference`);
     null when no token is left.
@@ -165,10 +166,20 @@ class PromotedToken(Contract):
     logit: float
 
 
+PerTokenScale = Annotated[
+    bool,
+    Field(
+        description="True for an SAE that scales each token: its directions are in units of the token's own size, "
+        "which the logits of promoted and suppressed tokens leave out. Their order holds, their sizes do not."
+    ),
+]
+
+
 class FeatureEffect(Contract):
     """The tokens whose logits the feature's decoder direction raises and lowers most, read straight through W_U.
 
-    Logits per unit of activation, the final norm's gain applied and its scale left out.
+    Logits per unit of activation, the final norm's gain applied and its scale left out; at `z` through W_O first, a
+    post-norm's gain applied likewise.
     """
 
     index: int
@@ -181,6 +192,7 @@ class FeaturesResult(Result):
     sae: CatalogueId
     layer: int
     site: str
+    output: Annotated[SaeOutput | None, Field(description="Where a transcoder writes; null for an SAE.")] = None
     features: tuple[int, ...] | None = None
     prompts: Annotated[
         tuple[PromptFeatures, ...], Field(description="One by one; empty in a contrast and in a search.")
@@ -188,3 +200,4 @@ class FeaturesResult(Result):
     contrast: FeatureContrast | None = None
     search: FeatureSearch | None = None
     effects: tuple[FeatureEffect, ...] = ()
+    effects_per_token_scale: PerTokenScale = False

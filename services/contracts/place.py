@@ -110,6 +110,11 @@ def heads_of(site: str, facts: ModelFacts) -> int:
     return facts.kv_heads if site in KV_SITES else facts.heads
 
 
+def width_of(site: str, facts: ModelFacts) -> int:
+    """How many numbers an SAE reads of a token there: all heads side by side at `z`, else the residual stream's."""
+    return facts.heads * facts.d_head if site == SiteName.Z else facts.d_model
+
+
 def site_violations(site: str, facts: ModelFacts, pointer: str, *, write: bool) -> Iterator[Violation]:
     """A site that this model cannot read, or cannot write."""
     known = next((known for known in facts.sites if known.name == site), None)

@@ -20,15 +20,44 @@ class IndexFacts(Contract):
     sha256: Annotated[str, Field(description="Of the index file.")]
 
 
+Architecture = Literal[
+    "topk",
+    "standard",
+    "jumprelu",
+    "gated",
+    "transcoder",
+    "skip_transcoder",
+    "jumprelu_transcoder",
+    "jumprelu_skip_transcoder",
+]
+"""By SAELens' names."""
+
+
+class SaeOutput(Contract):
+    """Where a transcoder writes, and how wide. `skip`: a linear map of what it reads is added to it."""
+
+    site: SiteName
+    layer: int
+    width: int
+    hook_name: Annotated[str, Field(description="By TransformerLens' name.")]
+    skip: bool
+
+
 class SaeFacts(Contract):
     """What a client may rely on: the site it reads, its width, and its conventions."""
 
     id: CatalogueId
     model: CatalogueId
-    architecture: Literal["topk", "standard", "jumprelu", "gated"]
+    architecture: Architecture
     site: SiteName
     layer: int
-    d_model: int
+    d_model: int = Field(description="The width of what it reads: all heads side by side at `z`.")
+    mlp_norm: bool = Field(
+        default=False, description="Whether it reads its site through the norm before the layer's MLP, as the MLP does."
+    )
+    output: SaeOutput | None = Field(
+        default=None, description="Where a transcoder writes; null for an SAE, which rebuilds what it reads."
+    )
     features: int = Field(description="The width of the dictionary.")
     k: int | None = Field(description="Features kept per token, for TopK.")
     bos: bool | None = Field(description="Whether it was trained on prompts with BOS; null if unknown.")
@@ -48,3 +77,13 @@ class SaeFacts(Contract):
         default=None, description="Over what its features were indexed; null if they were not."
     )
     card: dict[str, Any] = Field(default={}, description="Its card: every figure measured on held-out documents.")
+
+    @property
+    def scales_tokens(self) -> bool:
+        """Whether each token is scaled by its own size, so that directions are not in the activations' units."""
+        return self.normalize_activations in ("constant_norm_rescale", "layer_norm") and self.output is None
+
+    @property
+    def rebuilds(self) -> tuple[SiteName, int]:
+        """The site and the layer of what its features add up to."""
+        return (self.site, self.layer) if self.output is None else (self.output.site, self.output.layer)

@@ -10,7 +10,7 @@ from services.contracts.errors import ErrorCode, Violation
 from services.contracts.inputs import Inputs
 from services.contracts.prompt import Prompt
 from services.contracts.result import Result
-from services.contracts.sae import SaeFacts
+from services.contracts.sae import SaeFacts, SaeOutput
 from services.contracts.site import SiteName
 from services.contracts.spec import Asked, Spec
 from services.contracts.tensor import Tensor
@@ -26,6 +26,9 @@ class SaeEvaluationSpec(Spec):
 
     `on`: tokens over the SAE's norm threshold are neither encoded nor changed in any run. `off`: every token is encoded
     and replaced, as in SAELens' own evaluation. An SAE without a threshold is evaluated without the filter.
+
+    A transcoder's output takes the place of the activation where it writes, a skip included; what is measured, zeroed
+    and averaged is that activation, and the norm is that of what it reads.
     """
 
     kind: Literal["sae_evaluation"]
@@ -126,6 +129,7 @@ class SaeEvaluationResult(Result):
     sae: CatalogueId
     layer: int
     site: SiteName
+    output: Annotated[SaeOutput | None, Field(description="Where a transcoder writes; null for an SAE.")] = None
     mean: Literal["sae_mean", "text_mean"]
     prompts: int
     tokens: int

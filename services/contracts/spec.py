@@ -45,7 +45,10 @@ class Spec(Request):
     ] = None
     cache: Annotated[
         bool,
-        Field(description="Whether an earlier result of the same job may answer. None is kept for that yet."),
+        Field(
+            description="Whether an earlier result of the same job may answer it, and its result later ones. `label`, "
+            "`metadata`, `priority` and `deadline_s` make no difference."
+        ),
     ] = True
     bos: Annotated[
         bool | None,

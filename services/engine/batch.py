@@ -51,8 +51,8 @@ class BatchCrew:
             failure = error
         else:
             seconds = time.perf_counter() - started
-            self._count(batch, seconds)
-            _charge(batch, ran.base_tokens, seconds)
+            self._count(batch, ran, seconds)
+            _charge(batch, ran, seconds)
             for task, outcome in zip(batch, ran.outcomes, strict=True):
                 task.future.set_result(outcome)
             return
@@ -66,14 +66,15 @@ class BatchCrew:
         limit = self.gradient_batch_tokens if _has_gradients(batch) else self.batch_tokens
         return self._executor.run(batch[0].model, lanes, foreseen, batch_tokens=limit)
 
-    def _count(self, batch: Sequence[Task], seconds: float) -> None:
-        tokens = sum(task.tokens for task in batch)
+    def _count(self, batch: Sequence[Task], ran: Ran, seconds: float) -> None:
+        lengths = [task.tokens for task, known in zip(batch, ran.known, strict=True) if not known]
+        tokens = sum(lengths)
         self._done = replace(
             self._done,
             batches=self._done.batches + 1,
             rows=self._done.rows + len(batch),
             tokens=self._done.tokens + tokens,
-            padding=self._done.padding + len(batch) * max(task.tokens for task in batch) - tokens,
+            padding=self._done.padding + len(lengths) * max(lengths, default=0) - tokens,
             seconds=self._done.seconds + seconds,
         )
 
@@ -97,16 +98,17 @@ class BatchCrew:
             self.batch_tokens = max(1, self.batch_tokens // 2)
 
 
-def _charge(batch: Sequence[Task], base_tokens: int, seconds: float) -> None:
-    """Every job pays its rows and, in proportion, what the batch took besides."""
-    total = sum(task.cost for task in batch)
-    jobs: dict[JobTicket, list[Task]] = defaultdict(list)
-    for task in batch:
-        jobs[task.ticket].append(task)
-    for ticket, tasks in jobs.items():
-        cost = sum(task.cost for task in tasks)
-        base = base_tokens * tasks[0].model.facts.layers * cost / total
-        ticket.charge(rows=len(tasks), token_layers=cost + base, seconds=seconds * cost / total)
+def _charge(batch: Sequence[Task], ran: Ran, seconds: float) -> None:
+    """Every job pays its rows, but for those whose outcome was known, and in proportion what the batch took besides."""
+    total = sum(task.cost for task, known in zip(batch, ran.known, strict=True) if not known)
+    jobs: dict[JobTicket, list[int]] = defaultdict(list)
+    for task, known in zip(batch, ran.known, strict=True):
+        jobs[task.ticket].append(0 if known else task.cost)
+    for ticket, costs in jobs.items():
+        cost = sum(costs)
+        share = cost / total if total else len(costs) / len(batch)
+        base = ran.base_tokens * batch[0].model.facts.layers * share
+        ticket.charge(rows=len(costs), token_layers=cost + base, seconds=seconds * share)
 
 
 def _together(several: Iterable[Needs]) -> Needs:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from services.engine.base_runs import BaseRun, BaseRunCache
 from services.engine.branched import BranchedPasses
 from services.engine.gradient_passes import GradientPasses
+from services.engine.kept_captures import KeptCaptures
 from services.engine.lane import Lane, RunKey
 from services.engine.needs import Needs, RunNeeds, needs_of
 from services.engine.opening import UnknownFamily
@@ -15,26 +16,44 @@ from services.engine.trial import holds
 from services.engine.whole import WholePasses
 from services.models.load import LoadedModel
 
+_SHARE_OF_CAPTURES = 4
+"""Kept activations may take a fourth of what base runs may, besides."""
+
 
 @dataclass(frozen=True)
 class Ran:
-    """What a batch yielded, and the tokens that went into unpatched runs for it."""
+    """What a batch yielded, the tokens that went into unpatched runs for it, and which of its lanes were `known`."""
 
     outcomes: Sequence[Outcome]
     base_tokens: int
+    known: Sequence[bool]
 
 
 class Executor:
-    """Owns the base runs that are kept between batches."""
+    """Owns the base runs and the activations that are kept between batches."""
 
     def __init__(self, *, base_run_bytes: int) -> None:
         self.base_runs = BaseRunCache(base_run_bytes)
+        self.kept = KeptCaptures(base_run_bytes // _SHARE_OF_CAPTURES)
 
     def run(self, model: LoadedModel, lanes: Sequence[Lane], foreseen: Needs, *, batch_tokens: int) -> Ran:
         """Run `lanes`, in a batch of at most `batch_tokens` tokens or one lane; all of them with gradients, or none.
 
         `foreseen` is what later batches of the same jobs will need of the same runs: taken along while at it.
         """
+        identity = _identity(model)
+        known = [self.kept.get(identity, lane) for lane in lanes]
+        unknown = [lane for lane, outcome in zip(lanes, known, strict=True) if outcome is None]
+        ran, base_tokens = self._run(model, unknown, foreseen, batch_tokens) if unknown else ([], 0)
+        for lane, outcome in zip(unknown, ran, strict=True):
+            self.kept.put(identity, lane, outcome)
+        fresh = iter(ran)
+        outcomes = [next(fresh) if outcome is None else outcome for outcome in known]
+        return Ran(outcomes, base_tokens, [outcome is not None for outcome in known])
+
+    def _run(
+        self, model: LoadedModel, lanes: Sequence[Lane], foreseen: Needs, batch_tokens: int
+    ) -> tuple[list[Outcome], int]:
         passes = _passes_of(model)
         if passes.execution == "whole":
             lanes = [replace(lane, start=0, join=0, grafted=False) for lane in lanes]
@@ -44,13 +63,13 @@ class Executor:
         outcomes: list[Outcome] = []
         for batch in _batches(lanes, batch_tokens):
             outcomes += run(batch, runs)
-        return Ran(outcomes, base_tokens)
+        return outcomes, base_tokens
 
     def _base_runs(
         self, model: LoadedModel, passes: Passes, needed: Needs, foreseen: Needs, batch_tokens: int
     ) -> tuple[Mapping[RunKey, BaseRun], int]:
         """Every run in `needed`, computed as far as it is not in the cache."""
-        identity = f"{model.facts.id} {model.facts.weights_sha256} {model.dtype} {model.device}"
+        identity = _identity(model)
         runs = {key: self.base_runs.get(identity, key) for key in needed}
         missing = [
             (key, needs.joined(foreseen.get(key, needs)).beyond(runs[key]))
@@ -62,6 +81,10 @@ class Executor:
                 runs[key] = runs[key].joined(found)
                 self.base_runs.put(identity, key, runs[key])
         return runs, sum(len(key.tokens) for key, _ in missing)
+
+
+def _identity(model: LoadedModel) -> str:
+    return f"{model.facts.id} {model.facts.weights_sha256} {model.dtype} {model.device}"
 
 
 def _passes_of(model: LoadedModel) -> Passes:

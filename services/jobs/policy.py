@@ -30,6 +30,10 @@ class JobPolicy:
     max_memory: float = 0.8
     """Share of the server's memory bound over which no job is admitted."""
 
+    max_answers: int = 10_000
+    """Kept jobs of an owner that the result cache answered; over it jobs run. Answers come faster than any worker, and
+    would fill the store before the first of them is forgotten."""
+
     roomy_memory: float = 0.4
     """Share of the server's memory bound up to which results of a middling size stay in their records."""
 

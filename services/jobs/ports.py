@@ -137,7 +137,7 @@ class JobStore(Protocol):
         """
 
     def known(self, job_ids: Collection[str]) -> frozenset[str]:
-        """Those of `job_ids` that have a record."""
+        """Those of `job_ids` that have a record, or will have one in a moment."""
 
     def depth(self, pool: str) -> int:
         """Queued jobs of the pool."""
@@ -209,6 +209,8 @@ class WorkerState:
     pool: str
     models: Mapping[str, str]
     """Model id → "loading" or "loaded"."""
+    runner: str | None = None
+    """A digest of the code, the libraries and the device that it computes with."""
 
 
 class WorkerRegistry(Protocol):

@@ -47,6 +47,8 @@ class JobRecord(Contract):
     cached: bool = False
     error: JobError | None = None
     result: StoredResult | None = None
+    fingerprint: str | None = None
+    """Of what computed the result; null where nothing did."""
     version: int = 0
     """Counts the record's events; the id of the latest one."""
 
@@ -61,6 +63,17 @@ class Size(StrEnum):
     LARGE = "large"
 
 
+class Ties(Contract):
+    """What else hears of a job's end, by id; null is nobody."""
+
+    batch: str | None = None
+    """The batch that counts the job among its own."""
+    webhook: str | None = None
+    """The endpoint that is told."""
+    cache_entry: str | None = None
+    """Under which name the result may answer the same question again."""
+
+
 class NewJob(Contract):
     """A job that has been validated, tokenised and admitted, before it is stored."""
 
@@ -72,6 +85,7 @@ class NewJob(Contract):
     cost: int
     """An estimate of its engine work, in token-layers."""
     limits: OwnerLimits = OwnerLimits()
+    ties: Ties = Ties()
 
     def queued(self, created_at: datetime) -> JobRecord:
         """The job's first record."""
@@ -137,7 +151,10 @@ class Beat:
 
 @dataclass(frozen=True)
 class Succeeded:
+    """`fingerprint` is that of what computed the result: see `services.jobs.cache`."""
+
     result: StoredResult
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,22 @@ def store_result(blobs: Blobs, job_id: str, attempt: int, result: JobResult, *, 
     )
 
 
+def copy_result(blobs: Blobs, source: JobRecord, job_id: str) -> StoredResult:
+    """The result of `source` again, as that of `job_id`. Raises as `load_document`."""
+    stored, document = _stored(source), load_document(source, blobs)
+    if stored.tensors_blob is not None:
+        # An id cannot be guessed, so the document has this one in its hrefs alone.
+        document = document.replace(source.id.encode(), job_id.encode())
+    in_record = stored.document is not None
+    return StoredResult(
+        document=document.decode() if in_record else None,
+        document_blob=None if in_record else _put(blobs, job_id, 0, document),
+        tensors_blob=None
+        if stored.tensors_blob is None
+        else _put(blobs, job_id, 0, _get(blobs, source, stored.tensors_blob)),
+    )
+
+
 def load_document(record: JobRecord, blobs: Blobs) -> bytes:
     """The result as JSON. Raises Conflict(JOB_WITHOUT_RESULT), NotFound(RESULT_LOST), Unavailable."""
     stored = _stored(record)

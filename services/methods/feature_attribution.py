@@ -114,7 +114,7 @@ def _mean_gradients(
         rows = [_step(subjects[index], changes[index], alpha) for index, alpha, _ in batch]
         for (index, _, weight), outcome in zip(batch, context.run(rows), strict=True):
             (gradient,) = outcome.gradients.values()
-            means[index] += weight * gradient.double()
+            means[index] += weight * gradient.flatten(1).double()
     return [mean.float() for mean in means]
 
 

@@ -42,7 +42,7 @@ def promoted_logits(
 ) -> tuple[FeatureEffect, ...]:
     """What the chosen features promote and suppress, as many tokens as were asked for."""
     indices = [feature.index for feature in features]
-    return tuple(effects_of(indices, method.promoted_logits, in_use.sae, context))
+    return tuple(effects_of(indices, method.promoted_logits, in_use, context))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,20 +6,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from services.contracts.features import FeatureEffect, PromotedToken
-from services.methods.context import MethodContext
-from services.saes.sae import Sae
+from services.methods.context import MethodContext, SaeInUse
+from services.methods.sae_places import SaePlaces
 
 EFFECTS_AT_ONCE = 256
 
 
-def effects_of(features: Sequence[int], count: int, sae: Sae, context: MethodContext) -> Iterator[FeatureEffect]:
+def effects_of(
+    features: Sequence[int], count: int, in_use: SaeInUse, context: MethodContext
+) -> Iterator[FeatureEffect]:
     """Logits that one unit of each feature adds per token, the final norm's gain applied, its scale left out."""
     if count == 0 or not features:
         return
-    weights = context.weights()
+    weights, places = context.weights(), SaePlaces(in_use.facts, context.model)
     for start in range(0, len(features), EFFECTS_AT_ONCE):
         indices = list(features[start : start + EFFECTS_AT_ONCE])
-        logits = weights.unembedded(sae.W_dec[indices])
+        logits = weights.unembedded(places.in_residual_stream(in_use.sae.W_dec[indices], weights))
         promoted, suppressed = logits.topk(count, dim=1), logits.topk(count, dim=1, largest=False)
         for row, index in enumerate(indices):
             yield FeatureEffect(

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from services.contracts.features import FeaturesSpec
 from services.contracts.result import PromptTokens
-from services.engine.row import Capture, Row, Site
+from services.engine.row import Row
 from services.methods.context import MethodContext, SaeInUse
 from services.methods.grouping import together
+from services.methods.sae_places import SaePlaces
 from services.saes.sae import Sae
 
 TOKENS_AT_ONCE = 16_384
@@ -24,11 +25,13 @@ Features = Float[Tensor, "token feature"]
 class Encoded:
     """One prompt's activations, which tokens count, and their features (zero for those that do not).
 
-    `reported` are the features asked for, `features` all of the SAE's; None where nothing needs them.
+    `target` is what the SAE is to rebuild: the activations it reads, or a transcoder's output. `reported` are the
+    features asked for, `features` all of the SAE's. None where nothing needs them.
     """
 
     tokens: PromptTokens
     activations: Activations
+    target: Activations | None
     counted: Bool[Tensor, " token"]
     reported: Features
     features: Features | None
@@ -38,15 +41,22 @@ def encode(
     spec: FeaturesSpec, prompts: Sequence[PromptTokens], context: MethodContext, in_use: SaeInUse
 ) -> Iterator[Encoded]:
     """The features of each prompt in turn, of which only a few prompts are held at once."""
-    sae = in_use.sae
-    capture = Capture(Site(in_use.facts.site, in_use.facts.layer))
+    sae, places, reconstructs = in_use.sae, SaePlaces(in_use.facts, context.model), spec.reconstructs()
+    captures = tuple(dict.fromkeys((places.reads, places.rebuilds) if reconstructs else (places.reads,)))
     for group in together(prompts, lambda prompt: len(prompt.ids), TOKENS_AT_ONCE):
-        outcomes = context.run([Row(prompt.ids, captures=(capture,)) for prompt in group])
+        outcomes = context.run([Row(prompt.ids, captures=captures) for prompt in group])
         for prompt, outcome in zip(group, outcomes, strict=True):
-            activations = outcome.captures[capture].to(sae.W_enc)
+            activations = places.inputs(outcome).to(sae.W_enc)
             counted = sae.within_norm(activations)
-            features = sae.encode(activations) * counted[:, None] if spec.reconstructs() else None
-            yield Encoded(prompt, activations, counted, _reported(spec, sae, activations, counted, features), features)
+            features = sae.encode(activations) * counted[:, None] if reconstructs else None
+            yield Encoded(
+                tokens=prompt,
+                activations=activations,
+                target=places.targets(outcome).to(sae.W_dec) if reconstructs else None,
+                counted=counted,
+                reported=_reported(spec, sae, activations, counted, features),
+                features=features,
+            )
 
 
 def _reported(

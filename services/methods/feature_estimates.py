@@ -98,7 +98,7 @@ def look(
             change=change(subject, base.captures[site], None if source is None else source.captures[site]),
             metric=finite(value(base.values()), "the metric on the base run"),
             source_metric=None if source is None else finite(value(source.values()), "the metric on the source run"),
-            gradient=base.gradients[site][list(subject.positions)] if gradients else None,
+            gradient=base.gradients[site][list(subject.positions)].flatten(1) if gradients else None,
         )
 
 

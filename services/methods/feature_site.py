@@ -53,18 +53,24 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What changes at `positions` of a base run, by position; features sparse, as most of them are zero."""
+    """What changes at `positions` of a base run, by position; features sparse, as most of them are zero.
+
+    `axes` are the site's own: at `z` heads, which here stand side by side.
+    """
 
     site: Site
+    axes: tuple[int, ...]
     positions: tuple[int, ...]
     left_out: tuple[int, ...]
     features: Float[Tensor, "position d_sae"]
     error: Activation
     whole: Activation
 
-    def add(self, value: Activation) -> tuple[Intervention, ...]:
-        """`value` added at the positions; nothing where there are none."""
-        return (Intervention(self.site, self.positions, "add", value),) if self.positions else ()
+    def add(self, value: Activation, at: tuple[int, ...] | None = None) -> tuple[Intervention, ...]:
+        """`value` added at all of the positions, or at these; nothing where there are none."""
+        positions = self.positions if at is None else at
+        added = value.reshape(len(positions), *self.axes)
+        return (Intervention(self.site, positions, "add", added),) if positions else ()
 
     def of_features(self, indices: Tensor) -> Float[Tensor, "position feature"]:
         return self.features.index_select(1, indices).to_dense()
@@ -81,16 +87,16 @@ def row_of(tokens: PromptTokens, subject: Subject, site: Capture) -> Row:
 
 
 def change_of(subject: Subject, base: Activation, source: Activation | None, in_use: SaeInUse) -> Change:
-    """What turns the base run's activation into the source's; each given at all positions."""
+    """What turns the base run's activation into the source's; each given at all positions, as it was captured."""
     sae, at = in_use.sae, list(subject.positions)
-    x = base[at].to(sae.W_enc)
-    other = sae.b_dec.expand_as(x) if source is None else source[at].to(x)
+    x = base[at].flatten(1).to(sae.W_enc)
+    other = sae.b_dec.expand_as(x) if source is None else source[at].flatten(1).to(x)
     counted, features = sae.within_norm(x), sae.encode(x)
     changed = -features
     if source is not None:
         counted = counted & sae.within_norm(other)
         changed = sae.encode(other) - features
-    return _change(subject, counted, changed, other - x, in_use)
+    return _change(subject, base.shape[1:], counted, changed, other - x, in_use=in_use)
 
 
 def change_of_features(
@@ -103,16 +109,18 @@ def change_of_features(
     """What turns the base run's features into these and leaves the error; `features` are of the subject's positions, or
     one for all of them, and those that are not `known` change nothing."""
     sae = in_use.sae
-    x = base[list(subject.positions)].to(sae.W_enc)
+    x = base[list(subject.positions)].flatten(1).to(sae.W_enc)
     changed = features - sae.encode(x)
-    return _change(subject, sae.within_norm(x) & known, changed, changed @ sae.W_dec, in_use)
+    return _change(subject, base.shape[1:], sae.within_norm(x) & known, changed, changed @ sae.W_dec, in_use=in_use)
 
 
 def _change(
     subject: Subject,
+    axes: tuple[int, ...],
     counted: Bool[Tensor, " position"],
     features: Float[Tensor, "position d_sae"],
     whole: Activation,
+    *,
     in_use: SaeInUse,
 ) -> Change:
     """The change at the positions that count, and none at the others."""
@@ -120,6 +128,7 @@ def _change(
     kept = zip(subject.positions, counted.tolist(), strict=True)
     return Change(
         site=site_of(in_use).site,
+        axes=tuple(axes),
         positions=subject.positions,
         left_out=tuple(position for position, counts in kept if not counts),
         features=features.cpu().to_sparse(),

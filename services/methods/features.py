@@ -1,6 +1,6 @@
 """SAE features on prompts (Bricken et al. 2023; Cunningham et al. 2023, arXiv:2309.08600).
 
-1. run each prompt up to the SAE's layer and take the activations at its site;
+1. run each prompt up to the SAE's layer and take the activations at its site (a transcoder's also where it writes);
 2. leave out tokens whose norm is over the SAE's threshold: attention sinks, on which it was not trained;
 3. encode, only the features asked for where nothing needs the others; report the strongest per token and prompt;
 4. decode, where asked, and say how much of the activations came back;
@@ -54,11 +54,13 @@ def run(spec: FeaturesSpec, context: MethodContext) -> FeaturesResult:
         sae=spec.sae,
         layer=facts.layer,
         site=facts.site,
+        output=facts.output,
         features=spec.features,
         prompts=prompts,
         contrast=contrast,
         search=search,
-        effects=tuple(effects_of(shown, spec.promoted_logits, sae, context)),
+        effects=tuple(effects_of(shown, spec.promoted_logits, context.sae, context)),
+        effects_per_token_scale=facts.scales_tokens,
         warnings=tuple(context.warnings),
         provenance=context.provenance("features", VERSION),
         usage=context.usage(),
@@ -105,18 +107,19 @@ def _over_prompt(columns: Features, chosen: Tensor, top_k: int) -> Iterator[Prom
 
 
 def _reconstruction(encoded: Encoded, every: Features, sae: Sae) -> Reconstruction:
-    """MSE per dimension; explained variance 1 − Σ|x − x̂|² / Σ|x − reference|²."""
+    """MSE per dimension; explained variance 1 − Σ|y − ŷ|² / Σ|y − reference|², y being what it is to rebuild."""
+    assert encoded.target is not None, "what is encoded whole is also rebuilt"
     reference = "prompt_mean" if sae.mean_activation is None else "sae_mean"
-    x = encoded.activations[encoded.counted].double()
-    if not len(x):
+    x, y = encoded.activations[encoded.counted], encoded.target[encoded.counted].double()
+    if not len(y):
         return Reconstruction(tokens=0, mse=None, explained_variance=None, reference=reference, mean_l0=None)
     features = every[encoded.counted]
-    error = (x - sae.decode(features, x).double()).square().sum()
-    mean = x.mean(dim=0) if sae.mean_activation is None else sae.mean_activation.double()
-    variance = (x - mean).square().sum()
+    error = (y - sae.decode(features, x).double()).square().sum()
+    mean = y.mean(dim=0) if sae.mean_activation is None else sae.mean_activation.double()
+    variance = (y - mean).square().sum()
     return Reconstruction(
-        tokens=len(x),
-        mse=float(error / x.numel()),
+        tokens=len(y),
+        mse=float(error / y.numel()),
         explained_variance=float(1 - error / variance) if variance > 0 else None,
         reference=reference,
         mean_l0=float((features > 0).sum(dim=1).double().mean()),

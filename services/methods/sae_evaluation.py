@@ -1,7 +1,8 @@
 """How well an SAE rebuilds activations, and what the model loses when they are replaced (Bricken et al. 2023;
 Gao et al. 2024, arXiv:2406.04093; the unfiltered figures are those of SAELens' `run_evals`).
 
-1. run each prompt up to the SAE's layer and take the activations x at its site;
+1. run each prompt up to the SAE's layer and take the activations x at its site; a transcoder's input there, and x where
+   it writes;
 2. encode and decode them: L0, MSE, cosine, explained variance, and how often each feature fires;
 3. run on from there with x̂, with zeros and with the mean in x's place, at every position; with the norm filter,
    positions over the SAE's threshold keep their x in all three;
@@ -34,6 +35,7 @@ from services.engine.weights import Weights
 from services.methods.context import MethodContext
 from services.methods.grouping import together
 from services.methods.metric import finite
+from services.methods.sae_places import SaePlaces
 from services.methods.statistics import VANISHING
 from services.saes.fidelity import Fidelity
 from services.saes.sae import Sae
@@ -51,7 +53,7 @@ ENCODED_AT_ONCE = 2**24
 
 SPLICES = ("sae", "zero_ablation", "mean_ablation")
 
-Activations = Float[Tensor, "token d_model"]
+Activations = Float[Tensor, "token width"]
 
 
 @dataclass
@@ -68,27 +70,28 @@ class _Way:
 
     filtered: bool
     fidelity: Fidelity
-    mean: Float[Tensor, " d_model"]
+    mean: Float[Tensor, " d_out"]
     losses: dict[str, _Loss] = field(default_factory=lambda: {name: _Loss() for name in SPLICES})
 
     def kept(self, sae: Sae, x: Activations) -> Bool[Tensor, " token"]:
         """Which tokens are encoded and replaced."""
         return sae.within_norm(x) if self.filtered else torch.ones(len(x), dtype=torch.bool, device=x.device)
 
-    def splices(self, sae: Sae, x: Activations) -> Iterator[Activations]:
+    def splices(self, sae: Sae, read: "_Read") -> Iterator[Activations]:
         """What takes x's place in each of `SPLICES`."""
-        kept = self.kept(sae, x)
-        pieces = torch.split(x[kept], max(1, ENCODED_AT_ONCE // sae.d_sae))
-        rebuilt = torch.cat([self.fidelity.add(sae, piece) for piece in pieces])
-        for value in (rebuilt, torch.zeros_like(rebuilt), self.mean.to(x).expand_as(rebuilt)):
-            yield x.masked_scatter(kept[:, None], value)
+        kept, at_once = self.kept(sae, read.inputs), max(1, ENCODED_AT_ONCE // sae.d_sae)
+        pieces = zip(torch.split(read.inputs[kept], at_once), torch.split(read.x[kept], at_once), strict=True)
+        rebuilt = torch.cat([self.fidelity.add(sae, inputs, x) for inputs, x in pieces])
+        for value in (rebuilt, torch.zeros_like(rebuilt), self.mean.to(rebuilt).expand_as(rebuilt)):
+            yield read.x.masked_scatter(kept[:, None], value)
 
 
 @dataclass(frozen=True)
 class _Read:
-    """A prompt and its activations at the SAE's site, in the SAE's precision."""
+    """A prompt, what the SAE reads of it, and what it is to rebuild; in the SAE's precision."""
 
     prompt: PromptTokens
+    inputs: Activations
     x: Activations
 
 
@@ -96,17 +99,16 @@ def run(spec: SaeEvaluationSpec, context: MethodContext) -> SaeEvaluationResult:
     """Measure the SAE on the prompts. Losses and divergences are in nats."""
     assert context.sae is not None, "the worker loads the SAE that the specification names"
     sae, facts = context.sae.sae, context.sae.facts
-    groups: Iterable[list[_Read]] = _read(context, sae)
+    places = SaePlaces(facts, context.model)
+    groups: Iterable[list[_Read]] = _read(context, sae, places)
     filters = spec.filters(facts.norm_threshold)
     if sae.mean_activation is None:
         groups = list(groups)
         means = [_mean_of(groups, sae, filtered=filtered) for filtered in filters]
     else:
         means = [sae.mean_activation for _ in filters]
-    ways = [
-        _Way(filtered, Fidelity(sae.d_model, sae.d_sae), mean) for filtered, mean in zip(filters, means, strict=True)
-    ]
-    measurement = _Measurement(context, sae, ways)
+    ways = [_Way(filtered, Fidelity(sae.d_out, sae.d_sae), mean) for filtered, mean in zip(filters, means, strict=True)]
+    measurement = _Measurement(context, sae, places, ways)
     for group in groups:
         measurement.add(group)
     by_filter = {way.filtered: measurement.fidelity(way, densities=spec.densities) for way in ways}
@@ -114,6 +116,7 @@ def run(spec: SaeEvaluationSpec, context: MethodContext) -> SaeEvaluationResult:
         sae=spec.sae,
         layer=facts.layer,
         site=facts.site,
+        output=facts.output,
         mean="text_mean" if sae.mean_activation is None else "sae_mean",
         prompts=len(context.inputs.prompts),
         tokens=context.inputs.tokens(),
@@ -128,26 +131,25 @@ def run(spec: SaeEvaluationSpec, context: MethodContext) -> SaeEvaluationResult:
     )
 
 
-def _read(context: MethodContext, sae: Sae) -> Iterator[list[_Read]]:
-    assert context.sae is not None
-    capture = Capture(Site(context.sae.facts.site, context.sae.facts.layer))
+def _read(context: MethodContext, sae: Sae, places: SaePlaces) -> Iterator[list[_Read]]:
+    captures = tuple(dict.fromkeys((places.reads, places.rebuilds)))
     for prompts in together(context.inputs.prompts, lambda prompt: len(prompt.ids), TOKENS_AT_ONCE):
-        outcomes = context.run([Row(prompt.ids, captures=(capture,)) for prompt in prompts])
+        outcomes = context.run([Row(prompt.ids, captures=captures) for prompt in prompts])
         group = [
-            _Read(prompt, outcome.captures[capture].to(sae.W_enc))
+            _Read(prompt, places.inputs(outcome).to(sae.W_enc), places.targets(outcome).to(sae.W_dec))
             for prompt, outcome in zip(prompts, outcomes, strict=True)
         ]
-        if not all(bool(read.x.isfinite().all()) for read in group):
+        if not all(bool(read.inputs.isfinite().all() & read.x.isfinite().all()) for read in group):
             message = "activations overflow on a prompt: leave it out, or use a wider dtype"
             raise JobFailed(ErrorCode.METHOD_FAILED, message)
         yield group
 
 
-def _mean_of(groups: Sequence[list[_Read]], sae: Sae, *, filtered: bool) -> Float[Tensor, " d_model"]:
+def _mean_of(groups: Sequence[list[_Read]], sae: Sae, *, filtered: bool) -> Float[Tensor, " d_out"]:
     """The mean activation of all tokens, or of those within the norm threshold; zero when there is none."""
-    total, tokens = torch.zeros(sae.d_model, dtype=torch.float64, device=sae.W_enc.device), 0
+    total, tokens = torch.zeros(sae.d_out, dtype=torch.float64, device=sae.W_enc.device), 0
     for read in (read for group in groups for read in group):
-        x = read.x[sae.within_norm(read.x)] if filtered else read.x
+        x = read.x[sae.within_norm(read.inputs)] if filtered else read.x
         total += x.double().sum(0)
         tokens += len(x)
     return (total / max(1, tokens)).to(sae.W_enc)
@@ -156,12 +158,10 @@ def _mean_of(groups: Sequence[list[_Read]], sae: Sae, *, filtered: bool) -> Floa
 class _Measurement:
     """Sums over prompts."""
 
-    def __init__(self, context: MethodContext, sae: Sae, ways: Sequence[_Way]) -> None:
-        assert context.sae is not None
+    def __init__(self, context: MethodContext, sae: Sae, places: SaePlaces, ways: Sequence[_Way]) -> None:
         self.predictions = 0
         self.over_norm = 0
-        self._context, self._sae, self._ways = context, sae, ways
-        self._site = Site(context.sae.facts.site, context.sae.facts.layer)
+        self._context, self._sae, self._places, self._ways = context, sae, places, ways
         self._end = Capture(Site(SiteName.RESID_POST, context.model.facts.layers - 1))
         self._weights = context.weights()
         self._clean = _Loss()
@@ -186,13 +186,14 @@ class _Measurement:
         """The clean row, then every way's splices in their order."""
         tokens = read.prompt.ids
         self.predictions += len(tokens) - 1
-        self.over_norm += int((~self._sae.within_norm(read.x)).sum())
+        self.over_norm += int((~self._sae.within_norm(read.inputs)).sum())
         yield Row(tokens, captures=(self._end,))
         for way in self._ways:
-            for value in way.splices(self._sae, read.x):
+            for value in way.splices(self._sae, read):
                 if not bool(value.isfinite().all()):
                     raise JobFailed(ErrorCode.METHOD_FAILED, "the SAE's reconstruction overflows on a prompt")
-                yield Row(tokens, (Intervention(self._site, None, "set", value),), captures=(self._end,))
+                spliced = Intervention(self._places.rebuilds.site, None, "set", self._places.at_site(value))
+                yield Row(tokens, (spliced,), captures=(self._end,))
 
     def _account(self, prompt: PromptTokens, ends: Sequence[Activations], losses: Sequence[_Loss]) -> None:
         """Unembeds the final residual streams of one prompt's runs, the clean one first, some positions at a time."""

@@ -12,6 +12,7 @@ from services.saes.activation import Activation, Gated, JumpRelu, Relu, TopK
 from services.saes.config import (
     CONFIG_FILE,
     EXTRAS_FILE,
+    OLD_SCALE,
     WEIGHTS_FILE,
     SaeConfig,
     check_header,
@@ -30,9 +31,9 @@ def _activation(config: SaeConfig, weights: dict[str, Tensor]) -> Activation:
         case "topk":
             assert config.k is not None
             return TopK(config.k)
-        case "standard":
+        case "standard" | "transcoder" | "skip_transcoder":
             return Relu()
-        case "jumprelu":
+        case "jumprelu" | "jumprelu_transcoder" | "jumprelu_skip_transcoder":
             return JumpRelu(weights["threshold"])
         case "gated":
             return Gated(b_gate=weights["b_gate"], r_mag=weights["r_mag"], b_mag=weights["b_mag"])
@@ -47,7 +48,7 @@ def load_sae(
     expected_extras_sha256: str | None = None,
     d_model: int | None = None,
 ) -> Sae:
-    """Loads an SAE for a model of width `d_model`.
+    """Loads an SAE or a transcoder that reads `d_model` dimensions.
 
     `expected_sha256` is that of its weights file, `expected_extras_sha256` that of its mean activation's.
 
@@ -56,13 +57,13 @@ def load_sae(
     """
     config = read_config(folder)
     if d_model is not None and config.d_in != d_model:
-        raise SaeMismatch(f"SAE {folder.name} reads {config.d_in} dimensions, the model has {d_model}")
+        raise SaeMismatch(f"SAE {folder.name} reads {config.d_in} dimensions, the model has {d_model} there")
     path = folder / WEIGHTS_FILE
     check_header(path, config.shapes())
     sha256 = _pinned(path, expected_sha256)
     if expected_extras_sha256 is not None:
         _pinned(folder / EXTRAS_FILE, expected_extras_sha256)
-    weights = _finite(path, device, dtype)
+    weights = _without_old_scale(_finite(path, device, dtype), folder.name)
     folded = config.rescale_acts_by_decoder_norm and config.architecture == "topk"
     if folded:
         _fold_decoder_norms(weights)
@@ -81,7 +82,19 @@ def load_sae(
         sha256=sha256,
         normalize_activations=config.normalize_activations,
         decoder_norms_folded=folded,
+        hook_name_out=config.metadata.hook_name_out if config.transcodes else None,
+        W_skip=weights.get("W_skip"),
     )
+
+
+def _without_old_scale(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    scale = weights.pop(OLD_SCALE, None)
+    if scale is not None and not torch.allclose(scale, torch.ones_like(scale)):
+        raise InvalidBundle(
+            f"{name}/{WEIGHTS_FILE} holds a {OLD_SCALE} that is not one: it was fine-tuned with one, which neither "
+            "SAELens 6 nor lensd applies"
+        )
+    return weights
 
 
 def _pinned(path: Path, expected: str | None) -> str:
@@ -118,7 +131,7 @@ def _mean_activation(folder: Path, config: SaeConfig, device: torch.device | str
     path = folder / EXTRAS_FILE
     if not path.exists():
         return None
-    check_header(path, {"mean_activation": (config.d_in,)})
+    check_header(path, {"mean_activation": (config.written,)})
     return _finite(path, device, dtype)["mean_activation"]
 
 
@@ -138,6 +151,7 @@ def save_sae(sae: Sae, folder: Path, *, model_name: str, context: int, dtype: to
         "model_name": model_name,
         "hook_name": sae.hook_name,
         "hook_head_index": None,
+        **({} if sae.hook_name_out is None else {"hook_name_out": sae.hook_name_out}),
         "prepend_bos": sae.prepend_bos,
         "context_size": context,
         "lensd": {"model_id": sae.model_id, "norm_threshold": sae.norm_threshold},
@@ -146,12 +160,13 @@ def save_sae(sae: Sae, folder: Path, *, model_name: str, context: int, dtype: to
         "architecture": sae.architecture,
         "d_in": sae.d_model,
         "d_sae": sae.d_sae,
+        **({} if sae.hook_name_out is None else {"d_out": sae.d_out}),
         **({} if sae.k is None else {"k": sae.k, "rescale_acts_by_decoder_norm": False}),
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": sae.apply_b_dec_to_input,
         "normalize_activations": sae.normalize_activations,
-        "reshape_activations": "none",
+        "reshape_activations": "hook_z" if sae.hook_name.endswith("hook_z") else "none",
         "metadata": metadata,
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -160,6 +175,8 @@ def save_sae(sae: Sae, folder: Path, *, model_name: str, context: int, dtype: to
 def _tensors(sae: Sae) -> dict[str, Tensor]:
     """By SAELens' names. A gated SAE has no b_enc: its gate's bias stands in for it in memory."""
     tensors = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+    if sae.W_skip is not None:
+        tensors["W_skip"] = sae.W_skip
     match sae.activation:
         case Gated(b_gate=b_gate, r_mag=r_mag, b_mag=b_mag):
             return tensors | {"b_gate": b_gate, "r_mag": r_mag, "b_mag": b_mag}

@@ -8,12 +8,14 @@ threshold) and in `lensd.safetensors` (the mean activation). A folder without th
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.saes.errors import InvalidBundle
+from services.saes.legacy import as_of_6_0
 from services.saes.normalization import Normalization
 from services.saes.unread import refuse_other_files, refuse_unread
 
@@ -22,6 +24,10 @@ WEIGHTS_FILE = "sae_weights.safetensors"
 EXTRAS_FILE = "lensd.safetensors"
 MAX_HEADER_BYTES = 1_000_000
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+OLD_SCALE = "scaling_factor"
+"""A tensor that SAELens wrote for a while: all ones, or an SAE fine-tuned in a way that it no longer reads."""
+
+HookName = Annotated[str, Field(pattern=r"^blocks\.\d{1,4}\.[a-z0-9_.]+$")]
 
 
 class LensdMetadata(BaseModel):
@@ -39,7 +45,8 @@ class Metadata(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
     model_name: str | None = None
-    hook_name: str = Field(pattern=r"^blocks\.\d{1,4}\.[a-z_.]+$")
+    hook_name: HookName
+    hook_name_out: HookName | None = None
     prepend_bos: bool | None = None
     lensd: LensdMetadata = LensdMetadata()
 
@@ -49,55 +56,110 @@ class SaeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    architecture: Literal["topk", "standard", "jumprelu", "gated"]
+    architecture: Literal[
+        "topk",
+        "standard",
+        "jumprelu",
+        "gated",
+        "transcoder",
+        "skip_transcoder",
+        "jumprelu_transcoder",
+        "jumprelu_skip_transcoder",
+    ]
     d_in: int = Field(gt=0, le=1 << 17)
+    d_out: int | None = Field(default=None, gt=0, le=1 << 17)
     d_sae: int = Field(gt=0, le=1 << 22)
     k: int | None = Field(default=None, gt=0)
     apply_b_dec_to_input: bool = True
     rescale_acts_by_decoder_norm: bool = False
     normalize_activations: Normalization = "none"
-    reshape_activations: Literal["none"] = "none"
+    reshape_activations: Literal["none", "hook_z"] = "none"
     metadata: Metadata
+
+    @property
+    def transcodes(self) -> bool:
+        """Whether it writes at another site than it reads."""
+        return self.architecture.endswith("transcoder")
+
+    @property
+    def skips(self) -> bool:
+        """Whether a linear map of its input is added to what it writes."""
+        return self.architecture.endswith("skip_transcoder")
+
+    @property
+    def written(self) -> int:
+        """The width of what it rebuilds."""
+        return self.d_out if self.transcodes and self.d_out is not None else self.d_in
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The tensors the weights file must hold."""
-        per_feature = {"jumprelu": ("b_enc", "threshold"), "gated": ("b_gate", "r_mag", "b_mag")}
+        per_feature = ["b_enc"]
+        if self.architecture.startswith("jumprelu"):
+            per_feature = ["b_enc", "threshold"]
+        elif self.architecture == "gated":
+            per_feature = ["b_gate", "r_mag", "b_mag"]
         return {
             "W_enc": (self.d_in, self.d_sae),
-            "W_dec": (self.d_sae, self.d_in),
-            "b_dec": (self.d_in,),
-            **dict.fromkeys(per_feature.get(self.architecture, ("b_enc",)), (self.d_sae,)),
+            "W_dec": (self.d_sae, self.written),
+            "b_dec": (self.written,),
+            **({"W_skip": (self.written, self.d_in)} if self.skips else {}),
+            **dict.fromkeys(per_feature, (self.d_sae,)),
         }
 
 
 def read_config(folder: Path) -> SaeConfig:
-    """Reads and checks `cfg.json`. Raises InvalidBundle."""
-    path = folder / CONFIG_FILE
+    """Reads and checks `cfg.json`, one of before SAELens 6.0 included. Raises InvalidBundle."""
+    path, name = folder / CONFIG_FILE, f"{folder.name}/{CONFIG_FILE}"
     try:
-        content = path.read_bytes()
-        _refuse_unread(content, f"{folder.name}/{CONFIG_FILE}")
-        config = SaeConfig.model_validate_json(content)
+        content = _read_json(path.read_bytes())
+        if isinstance(content, dict):
+            content = as_of_6_0(content)
+            refuse_unread(content, name)
+        config = SaeConfig.model_validate(content)
     except OSError as error:
         refuse_other_files(folder)
         raise InvalidBundle(f"no SAE in {folder.name}: {CONFIG_FILE} cannot be read") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise InvalidBundle(
-            f"{folder.name}/{CONFIG_FILE}: {where}: {first['msg']}, not {first['input']!r:.80}"
-        ) from error
-    if config.architecture == "topk" and (config.k is None or config.k > config.d_sae):
-        raise InvalidBundle(f"{folder.name}/{CONFIG_FILE}: a topk SAE needs k within 1..{config.d_sae}, not {config.k}")
+        raise InvalidBundle(f"{name}: {where}: {first['msg']}, not {first['input']!r:.80}") from error
+    _refuse_misfits(config, name)
     return config
 
 
-def _refuse_unread(content: bytes, name: str) -> None:
+def _read_json(content: bytes) -> Any:
+    """What it holds; what is not JSON as it is, which no config is."""
     try:
-        config = json.loads(content)
+        return json.loads(content)
     except ValueError:
-        return  # what is not JSON is refused where it is validated
-    if isinstance(config, dict):
-        refuse_unread(config, name)
+        return content
+
+
+def _refuse_misfits(config: SaeConfig, name: str) -> None:
+    """Raises InvalidBundle for a config whose entries do not go together."""
+    for why in _misfits(config):
+        raise InvalidBundle(f"{name}: {why}")
+
+
+def _misfits(config: SaeConfig) -> Iterator[str]:
+    if config.architecture == "topk" and (config.k is None or config.k > config.d_sae):
+        yield f"a topk SAE needs k within 1..{config.d_sae}, not {config.k}"
+    reads_z = config.metadata.hook_name.endswith("hook_z")
+    if reads_z != (config.reshape_activations == "hook_z"):
+        yield (
+            f"reshape_activations is {config.reshape_activations} on {config.metadata.hook_name}: "
+            "hook_z goes with an SAE of attn.hook_z, and no other"
+        )
+    if not config.transcodes:
+        return
+    if reads_z:
+        yield "a transcoder of hook_z; SAELens' transcoders do not put heads side by side, and lensd's do not either"
+    if config.d_out is None:
+        yield "a transcoder needs d_out, the width of what it writes"
+    if config.metadata.hook_name_out is None:
+        yield "a transcoder needs metadata.hook_name_out: without it nobody knows where it writes"
+    if config.apply_b_dec_to_input:
+        yield "apply_b_dec_to_input is true: a transcoder's b_dec is of its output; set it to false"
 
 
 def check_header(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -107,6 +169,8 @@ def check_header(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     """
     name = f"{path.parent.name}/{path.name}"
     size, header, start = _header(path, name)
+    if OLD_SCALE in header and "b_enc" in shapes:
+        shapes = {**shapes, OLD_SCALE: shapes["b_enc"]}
     if set(header) != set(shapes):
         raise InvalidBundle(f"{name} holds the tensors {sorted(header)[:8]}, expected {sorted(shapes)}")
     end = 0

@@ -1,8 +1,10 @@
 """How faithful an SAE is to activations: sums over tokens, in float64, and the figures that they make.
 
-MSE                 Σ|x − x̂|² / (tokens · d_model)
+MSE                 Σ|x − x̂|² / (tokens · width)
 explained variance  1 − Σ|x − x̂|² / Σ|x − mean|²
 density of i        fraction of tokens on which feature i fires
+
+x is what the SAE reads; of a transcoder, what it is to rebuild at its output.
 """
 
 import torch
@@ -16,25 +18,27 @@ DENSE = 0.1
 
 LOWEST_LOG10, BINS_PER_DECADE = -5, 4
 
-Vector = Float64[Tensor, " d_model"]
+Vector = Float64[Tensor, " d_out"]
 
 
 class Fidelity:
     """Figures of the tokens that were added; those of none are null."""
 
-    def __init__(self, d_model: int, d_sae: int) -> None:
+    def __init__(self, d_out: int, d_sae: int) -> None:
         self.tokens = 0
         self.fired: Int[Tensor, " d_sae"] = torch.zeros(d_sae, dtype=torch.int64)
         self._squared_error = 0.0
         self._cosine = 0.0
         self._squared_norm = 0.0
-        self._sum: Vector = torch.zeros(d_model, dtype=torch.float64)
+        self._sum: Vector = torch.zeros(d_out, dtype=torch.float64)
 
-    def add(self, sae: Sae, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-        """Encodes the tokens and accounts for them; returns the reconstruction."""
+    def add(
+        self, sae: Sae, x: Float[Tensor, "token d_in"], target: Float[Tensor, "token d_out"] | None = None
+    ) -> Float[Tensor, "token d_out"]:
+        """Encodes the tokens and accounts for them; returns the reconstruction, of x where no `target` is given."""
         features = sae.encode(x)
         reconstruction = sae.decode(features, x)
-        exact, rebuilt = x.double(), reconstruction.double()
+        exact, rebuilt = (x if target is None else target).double(), reconstruction.double()
         self.tokens += len(x)
         self.fired += (features > 0).sum(0).cpu()
         self._squared_error += float((exact - rebuilt).square().sum())
@@ -60,7 +64,7 @@ class Fidelity:
         """Of the tokens' activations."""
         return self._sum / self.tokens if self.tokens else None
 
-    def explained_variance(self, mean: Float[Tensor, " d_model"] | None) -> float | None:
+    def explained_variance(self, mean: Float[Tensor, " d_out"] | None) -> float | None:
         """Of the variance around `mean`; null where there is none."""
         if mean is None or not self.tokens:
             return None

@@ -1,7 +1,6 @@
 """From the operator's SAE folder to a folder of the store, with the facts that the gateway reads."""
 
 import json
-import re
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -11,39 +10,41 @@ import torch
 from services.catalogue.catalogue import FACTS, model_folder, sae_folder
 from services.catalogue.feature_index import open_index
 from services.catalogue.feature_indexes import INDEX_FILE
-from services.catalogue.operator import CatalogueError, SaeEntry, resolve_inside
+from services.catalogue.operator import AnySaeEntry, CatalogueError, SaeEntry, SaeLensEntry, resolve_inside
 from services.catalogue.store import preparing
 from services.contracts.errors import LensdError
 from services.contracts.model import ModelFacts
-from services.contracts.sae import IndexFacts, SaeFacts
-from services.contracts.site import SiteName
+from services.contracts.place import width_of
+from services.contracts.sae import IndexFacts, SaeFacts, SaeOutput
 from services.saes.bundle import load_sae
 from services.saes.config import CONFIG_FILE, EXTRAS_FILE, WEIGHTS_FILE, sha256_of
+from services.saes.hooks import Place, place_of
+from services.saes.hub import cached_files, locate
 from services.saes.sae import Sae
 
 CARD_FILE = "card.json"
+ALL_FILES = (CONFIG_FILE, WEIGHTS_FILE, EXTRAS_FILE, CARD_FILE, INDEX_FILE)
 
-_HOOK = re.compile(r"blocks\.(\d+)\.(?:(hook_out)|hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out))")
 
-
-def prepare_sae(entry: SaeEntry, root: Path, home: Path) -> SaeFacts:
+def prepare_sae(entry: AnySaeEntry, root: Path, home: Path) -> SaeFacts:
     """Put the SAE that `entry` describes into the store under `home`, and return its facts.
 
     Raises:
-        CatalogueError: the folder is missing or leaves its root; lensd cannot read the SAE; it does not fit its model.
+        CatalogueError: the folder or the cached files are missing or leave their root; lensd cannot read the SAE; it
+            does not fit its model.
     """
-    source = resolve_inside(root, entry.path)
     with preparing(sae_folder(home, entry.id), entry) as partial:
-        for name in (CONFIG_FILE, WEIGHTS_FILE, EXTRAS_FILE, CARD_FILE, INDEX_FILE):
-            if (source / name).is_file():
-                shutil.copyfile(source / name, partial / name)
+        if isinstance(entry, SaeLensEntry):
+            _take_cached(entry, root, partial)
+        else:
+            _take(resolve_inside(root, entry.path), ALL_FILES, partial)
         try:
             sae = load_sae(
                 partial,
                 torch.device("cpu"),
                 torch.float32,
                 expected_sha256=entry.sha256,
-                expected_extras_sha256=entry.extras_sha256,
+                expected_extras_sha256=entry.extras_sha256 if isinstance(entry, SaeEntry) else None,
             )
         except LensdError as error:
             raise CatalogueError(f"{entry.id}: {error.message}") from error
@@ -53,17 +54,41 @@ def prepare_sae(entry: SaeEntry, root: Path, home: Path) -> SaeFacts:
     return facts
 
 
-def _facts(entry: SaeEntry, sae: Sae, folder: Path) -> SaeFacts:
-    site, layer = _site(entry, sae.hook_name)
+def _take(source: Path, names: tuple[str, ...], partial: Path) -> None:
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, partial / name)
+
+
+def _take_cached(entry: SaeLensEntry, root: Path, partial: Path) -> None:
+    """The files themselves, not links to them; cfg.json with what its release overrides in it."""
+    if entry.path is not None:
+        _take(resolve_inside(root, entry.path), (CARD_FILE, INDEX_FILE), partial)
+    located = locate(entry)
+    files = cached_files(entry, located, root)
+    for name, path in files.items():
+        shutil.copyfile(path, partial / name)
+    if located.overrides:
+        try:
+            config = dict(json.loads((partial / CONFIG_FILE).read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise CatalogueError(f"{entry.id}: {CONFIG_FILE} is no JSON object") from error
+        (partial / CONFIG_FILE).write_text(json.dumps(config | dict(located.overrides)), encoding="utf-8")
+
+
+def _facts(entry: AnySaeEntry, sae: Sae, folder: Path) -> SaeFacts:
+    reads = _reads(entry, sae)
     card = folder / CARD_FILE
     return SaeFacts.model_validate(
         {
             "id": entry.id,
             "model": entry.model,
             "architecture": sae.architecture,
-            "site": site,
-            "layer": layer,
+            "site": reads.site,
+            "layer": reads.layer,
             "d_model": sae.d_model,
+            "mlp_norm": reads.normed,
+            "output": _output(entry, sae, reads),
             "features": sae.d_sae,
             "k": sae.k,
             "bos": sae.prepend_bos,
@@ -81,7 +106,7 @@ def _facts(entry: SaeEntry, sae: Sae, folder: Path) -> SaeFacts:
     )
 
 
-def _index_facts(entry: SaeEntry, sae: Sae, path: Path) -> IndexFacts | None:
+def _index_facts(entry: AnySaeEntry, sae: Sae, path: Path) -> IndexFacts | None:
     """What the index beside the SAE was made over; raises CatalogueError for a damaged one, or another SAE's."""
     if not path.is_file():
         return None
@@ -108,19 +133,50 @@ def _refuse_misfit(facts: SaeFacts, trained_on: str | None, home: Path) -> None:
     if not path.is_file():
         return
     model = ModelFacts.model_validate_json(path.read_bytes())
-    if facts.layer >= model.layers:
-        raise CatalogueError(f"{facts.id} reads layer {facts.layer}: {model.id} has layers 0..{model.layers - 1}")
-    if facts.d_model != model.d_model:
-        raise CatalogueError(f"{facts.id} reads {facts.d_model} dimensions: {model.id} has {model.d_model}")
-    for site in model.sites:
-        if site.name == facts.site and not site.readable:
-            raise CatalogueError(f"{facts.id} reads {facts.site}, which {model.id} does not have: {site.reason}")
+    places = [("reads", facts.site, facts.layer, facts.d_model)]
+    if facts.output is not None:
+        places.append(("writes", facts.output.site, facts.output.layer, facts.output.width))
+    for does, name, layer, width in places:
+        if layer >= model.layers:
+            raise CatalogueError(f"{facts.id} {does} layer {layer}: {model.id} has layers 0..{model.layers - 1}")
+        if width != (there := width_of(name, model)):
+            raise CatalogueError(f"{facts.id} {does} {width} dimensions: {model.id} has {there}")
+        for site in model.sites:
+            if site.name == name and not site.readable:
+                raise CatalogueError(f"{facts.id} {does} {name}, which {model.id} does not have: {site.reason}")
 
 
-def _site(entry: SaeEntry, hook_name: str) -> tuple[SiteName, int]:
-    match = _HOOK.fullmatch(hook_name)
-    if match is None:
+def _reads(entry: AnySaeEntry, sae: Sae) -> Place:
+    transcodes = sae.hook_name_out is not None
+    place = place_of(sae.hook_name, transcodes=transcodes)
+    if place is not None:
+        return place
+    if transcodes:
         raise CatalogueError(
-            f"{entry.id} reads {hook_name}: lensd reads SAEs of the residual stream, attn_out and mlp_out"
+            f"{entry.id} reads {sae.hook_name}: lensd reads transcoders of the residual stream, attn_out, mlp_out and "
+            "the MLP's input (mlp.hook_in)"
         )
-    return (SiteName.RESID_POST if match[2] else SiteName(match[3])), int(match[1])
+    raise CatalogueError(
+        f"{entry.id} reads {sae.hook_name}: lensd reads SAEs of the residual stream, attn_out, mlp_out and attn.hook_z"
+    )
+
+
+def _output(entry: AnySaeEntry, sae: Sae, reads: Place) -> SaeOutput | None:
+    """Where a transcoder writes: as wide as the residual stream, and not before it reads."""
+    if sae.hook_name_out is None:
+        return None
+    writes = place_of(sae.hook_name_out, transcodes=True)
+    if writes is None or sae.hook_name_out.endswith(("mlp_in", "hook_in")):
+        raise CatalogueError(
+            f"{entry.id} writes {sae.hook_name_out}: lensd reads transcoders into the residual stream, attn_out and "
+            "mlp_out"
+        )
+    if not reads.before(writes):
+        raise CatalogueError(f"{entry.id} writes {sae.hook_name_out}, which the model has before {sae.hook_name}")
+    return SaeOutput(
+        site=writes.site,
+        layer=writes.layer,
+        width=sae.d_out,
+        hook_name=sae.hook_name_out,
+        skip=sae.W_skip is not None,
+    )

@@ -1,26 +1,21 @@
 """What SAELens can hold and lensd does not read, each refused by a sentence that says why."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from services.saes.errors import InvalidBundle
 
-TRANSCODER = "a transcoder writes at another site than it reads; lensd reads autoencoders"
-
 UNREAD: Mapping[tuple[str, str], str] = {
     ("architecture", "temporal"): "a temporal SAE's features depend on the tokens before; lensd encodes token by token",
     ("architecture", "matching_pursuit"): "matching pursuit chooses features one after another; lensd encodes at once",
     ("architecture", "abstopk"): "AbsTopK features may be negative; lensd's are at least zero",
-    ("architecture", "transcoder"): TRANSCODER,
-    ("architecture", "skip_transcoder"): TRANSCODER,
-    ("architecture", "jumprelu_transcoder"): TRANSCODER,
-    ("architecture", "jumprelu_skip_transcoder"): TRANSCODER,
-    ("reshape_activations", "hook_z"): "it reads all heads' z side by side; lensd reads SAEs of the residual stream, "
-    "attn_out and mlp_out",
     ("normalize_activations", "covariance_whitening"): "its whitening is not folded into the weights; fold it with "
     "SAELens' fold_activation_whitening before saving",
 }
+
+WEIGHT_PROCESSING = ("center_writing_weights", "fold_value_biases")
+"""TransformerLens' loading options that change what the hook points of SAEs hold."""
 
 PICKLED_OR_PACKED = (".npz", ".pt", ".pth", ".bin", ".pkl")
 
@@ -30,6 +25,19 @@ def refuse_unread(config: Mapping[str, Any], name: str) -> None:
     for (key, value), why in UNREAD.items():
         if config.get(key) == value:
             raise InvalidBundle(f"{name}: {key} is {value}: {why}")
+    metadata = config.get("metadata")
+    for why in _metadata_unread(metadata) if isinstance(metadata, dict) else ():
+        raise InvalidBundle(f"{name}: {why}")
+
+
+def _metadata_unread(metadata: Mapping[str, Any]) -> Iterator[str]:
+    head = metadata.get("hook_head_index")
+    if head is not None:
+        yield f"hook_head_index is {head}: it reads one head; lensd reads a site with all of its heads"
+    processing = metadata.get("model_from_pretrained_kwargs") or {}
+    for key in WEIGHT_PROCESSING:
+        if isinstance(processing, dict) and processing.get(key):
+            yield f"it was trained on a model loaded with {key}, whose activations are others; lensd changes no weights"
 
 
 def refuse_other_files(folder: Path) -> None:

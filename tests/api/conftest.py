@@ -16,7 +16,15 @@ from services.catalogue.catalogue import Catalogue, open_catalogue
 from services.catalogue.feature_indexes import FeatureIndexes, FeatureReader
 from services.catalogue.resolve import Limits
 from services.contracts.job import JobError, JobProgress
-from services.jobs.memory import MemoryBlobs, MemoryDoorbell, MemoryEvents, MemoryJobStore, MemoryWorkers
+from services.jobs.cache import PoolRunner
+from services.jobs.memory import (
+    MemoryBlobs,
+    MemoryDoorbell,
+    MemoryEvents,
+    MemoryJobStore,
+    MemoryResultCache,
+    MemoryWorkers,
+)
 from services.jobs.policy import JobPolicy
 from services.jobs.record import Claim, Failed, Size, StoredResult, Succeeded
 from services.labels.memory import MemoryLabelStore
@@ -94,6 +102,7 @@ def stand(tiny_catalogue: Catalogue) -> Stand:
     doorbell, workers = MemoryDoorbell(), MemoryWorkers()
     services = GatewayServices(
         store=store,
+        results=MemoryResultCache(store, JobPolicy()),
         events=MemoryEvents(store),
         doorbell=doorbell,
         blobs=blobs,
@@ -105,6 +114,7 @@ def stand(tiny_catalogue: Catalogue) -> Stand:
         features=FeatureIndexes(tiny_catalogue, unopened),
         limits=Limits(tokens=10_000),
         pool=POOL,
+        runner=PoolRunner(workers, POOL, kept_s=0),
     )
     return Stand(create_app(services, RequestLimits()), services, store, doorbell, blobs, workers, keys)
 

@@ -12,7 +12,7 @@ from services.catalogue.catalogue import Catalogue, open_catalogue, sae_folder
 from services.catalogue.feature_indexes import INDEX_FILE, FeatureFilter, FeatureIndexes, FeaturePage, FeatureSort
 from services.contracts.errors import ErrorCode, Refused
 from services.contracts.feature_card import FeatureCard, FeatureLabel, FeatureSummary, Histogram
-from services.contracts.sae import IndexFacts
+from services.contracts.sae import IndexFacts, SaeFacts
 from services.labels.store import Labelled
 from tests.api.catalogue import FEATURES, SAE, write_catalogue
 from tests.api.conftest import Stand
@@ -104,6 +104,17 @@ async def test_a_card_carries_the_labels_that_its_reader_sees(stand: Stand, clie
     assert (card["index"], card["density"], card["corpus"]["tokens"]) == (3, 0.03, 100)
     assert [item["text"] for item in card["labels"]] == ["alice's", "the operator's"]
     assert (await client.get(f"{URL}/4")).json()["labels"] == []
+
+
+@pytest.mark.parametrize(("normalization", "scaled"), [("layer_norm", True), ("none", False)])
+async def test_a_card_says_where_promoted_logits_leave_the_tokens_size_out(
+    stand: Stand, index: FakeIndex, indexed: Catalogue, normalization: str, scaled: bool
+) -> None:
+    facts = SaeFacts.model_validate(indexed.sae(SAE).model_dump() | {"normalize_activations": normalization})
+    changed = Catalogue(indexed.home, indexed.models, {SAE: facts})
+    app = stand.app_with(catalogue=changed, features=FeatureIndexes(changed, lambda _path: index))
+    async with stand.client(stand.key("alice"), app) as client:
+        assert (await client.get(f"{URL}/3")).json()["effects_per_token_scale"] is scaled
 
 
 @pytest.mark.parametrize("index", [-1, FEATURES, 9_999_999])

@@ -29,6 +29,7 @@ def test_the_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     settings = GatewaySettings()
     assert (settings.home, settings.port, settings.max_body) == (Path("/data"), 9000, 2_000_000)
     assert settings.bootstrap_key is None
+    assert not settings.share_results
 
 
 @pytest.mark.parametrize("secret", PLACEHOLDERS)

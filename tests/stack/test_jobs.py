@@ -20,6 +20,7 @@ PATCHING = {
     "model": "smollm2-135m",
     "method": {"type": "activation_patching", "site": "resid_pre", "layers": [0, 15, 29]},
     "pairs": [{"clean": CLEAN, "corrupted": CORRUPTED, "answer": " Mary", "foil": " John"}],
+    "cache": False,
 }
 
 
@@ -86,6 +87,7 @@ def test_the_tokens_of_a_generation_come_while_it_runs(client: httpx.Client) -> 
         "prompts": ["Once upon a time"],
         "max_new_tokens": 120,
         "stop": [],
+        "cache": False,
     }
     response = client.post("/v1/jobs", json=body)
     seen = states(client, response.headers["Location"])

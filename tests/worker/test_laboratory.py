@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from services.catalogue.operator import CatalogueError, SaeEntry, file_sha256
 from services.contracts.errors import ErrorCode
 from services.contracts.features import FeaturesResult
 from services.engine.ticket import JobTicket
+from services.jobs.cache import fingerprint
 from services.jobs.memory import MemoryJobStore
 from services.jobs.policy import JobPolicy
 from services.jobs.record import Claim, Size
@@ -18,29 +20,39 @@ from services.saes.bundle import save_sae
 from services.saes.config import WEIGHTS_FILE
 from services.saes.errors import InvalidBundle
 from services.saes.prepare import prepare_sae
-from services.saes.sae import Sae, TopK
+from services.saes.sae import Relu, Sae, TopK
 from tests.prepared import prepare_family
 from tests.services.jobs.samples import new_job
 from worker.laboratory import Laboratory
 from worker.settings import WorkerSettings
 
 
-def prepare(root: Path, sae_id: str, *, layer: int = 1, d_model: int = 32) -> None:
+def prepare(root: Path, sae_id: str, *, layer: int = 1, d_model: int = 32, **changes: Any) -> None:
     """A random SAE on the tiny Llama, in the store."""
     generator = torch.Generator().manual_seed(0)
     W_enc = torch.randn(d_model, 64, generator=generator)
-    made = Sae(
-        W_enc=W_enc,
-        b_enc=torch.zeros(64),
-        W_dec=W_enc.T.contiguous(),
-        b_dec=torch.zeros(d_model),
-        activation=TopK(4),
-        apply_b_dec_to_input=True,
-        hook_name=f"blocks.{layer}.hook_resid_post",
-    )
+    fields: dict[str, Any] = {
+        "W_enc": W_enc,
+        "b_enc": torch.zeros(64),
+        "W_dec": W_enc.T.contiguous(),
+        "b_dec": torch.zeros(d_model),
+        "activation": TopK(4),
+        "apply_b_dec_to_input": True,
+        "hook_name": f"blocks.{layer}.hook_resid_post",
+    }
+    made = Sae(**{**fields, **changes})
     save_sae(made, root / sae_id, model_name="tiny", context=16)
     sha256 = file_sha256(root / sae_id / WEIGHTS_FILE)
     prepare_sae(SaeEntry(id=sae_id, model="tiny-llama", path=sae_id, sha256=sha256), root, root / "home")
+
+
+TRANSCODER: dict[str, Any] = {
+    "activation": Relu(),
+    "apply_b_dec_to_input": False,
+    "hook_name": "blocks.1.mlp.hook_in",
+    "hook_name_out": "blocks.1.hook_mlp_out",
+    "W_skip": torch.eye(32),
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +61,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare_family("llama", root, root / "home")
     prepare(root, "sound")
     prepare(root, "damaged")
+    prepare(root, "heads", d_model=48, hook_name="blocks.1.attn.hook_z")
+    prepare(root, "transcoder", **TRANSCODER)
     return root
 
 
@@ -85,14 +99,51 @@ def test_an_sae_damaged_after_it_was_prepared_fails_its_job_and_the_next_one_suc
     assert isinstance(laboratory.run(claim("sound"), JobTicket("3", "ada")), FeaturesResult)
 
 
+def test_a_laboratory_says_what_computes_a_job(root: Path, laboratory: Laboratory) -> None:
+    spec, catalogue = claim("sound").spec, open_catalogue(root / "home")
+    said = laboratory.fingerprint_of(spec)
+    assert said == fingerprint(laboratory.runner, catalogue.model("tiny-llama"), catalogue.sae("sound"))
+    assert said != laboratory.fingerprint_of(claim("damaged").spec)
+
+
 @pytest.mark.parametrize(
     ("misfit", "message"),
     [
         ({"layer": 9}, r"reads layer 9: tiny-llama has layers 0\.\."),
         ({"d_model": 33}, "reads 33 dimensions: tiny-llama has 32"),
+        ({"hook_name": "blocks.1.attn.hook_z"}, "reads 32 dimensions: tiny-llama has 48"),
+        ({**TRANSCODER, "hook_name_out": "blocks.9.hook_mlp_out"}, r"writes layer 9: tiny-llama has layers 0\.\."),
+        (
+            {**TRANSCODER, "W_skip": None, "W_dec": torch.ones(64, 33), "b_dec": torch.ones(33)},
+            "writes 33 dimensions: tiny-llama has 32",
+        ),
     ],
 )
-def test_an_sae_that_does_not_fit_the_model_is_not_prepared(root: Path, misfit: dict[str, int], message: str) -> None:
+def test_an_sae_that_does_not_fit_the_model_is_not_prepared(root: Path, misfit: dict[str, Any], message: str) -> None:
     with pytest.raises(CatalogueError, match=message):
         prepare(root, "misfit", **misfit)
     assert not sae_folder(root / "home", "misfit").exists()
+
+
+@pytest.mark.parametrize("sae_id", ["heads", "transcoder"])
+def test_saes_of_heads_and_transcoders_are_loaded_and_run(laboratory: Laboratory, sae_id: str) -> None:
+    result = laboratory.run(claim(sae_id), JobTicket("1", "ada"))
+    assert isinstance(result, FeaturesResult)
+    assert any(prompt.top for prompt in result.prompts)
+    assert all(prompt.reconstruction for prompt in result.prompts)
+
+
+def test_a_transcoder_damaged_after_it_was_prepared_fails_its_job_and_the_next_one_succeeds(
+    root: Path,
+) -> None:
+    prepare(root, "spoilt", **TRANSCODER)
+    spoilt = Laboratory(WorkerSettings(home=root / "home", threads=1), open_catalogue(root / "home"), lambda _: None)
+    path = sae_folder(root / "home", "spoilt") / WEIGHTS_FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    try:
+        with pytest.raises(InvalidBundle, match="truncated") as refused:
+            spoilt.run(claim("spoilt"), JobTicket("1", "ada"))
+        assert refused.value.code is ErrorCode.SAE_UNAVAILABLE
+        assert isinstance(spoilt.run(claim("transcoder"), JobTicket("2", "ada")), FeaturesResult)
+    finally:
+        spoilt.close()

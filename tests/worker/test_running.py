@@ -11,7 +11,7 @@ from services.contracts.job import JobProgress, JobResult
 from services.engine.ticket import JobCancelled
 from services.jobs.memory import MemoryBlobs, MemoryJobStore
 from services.jobs.policy import JobPolicy
-from services.jobs.record import Beat, Cancelled, Claim, Ending, Failed, Size, Stop, StoredResult, Succeeded
+from services.jobs.record import Beat, Cancelled, Claim, Ending, Failed, Size, Stop, Succeeded
 from services.jobs.results import store_result
 from tests.services.jobs.samples import new_job, patching_result
 from worker.running import RunningJob
@@ -28,8 +28,8 @@ def claim() -> Claim:
     return claimed
 
 
-def keep(claim: Claim, result: JobResult) -> StoredResult:
-    return store_result(MemoryBlobs(), claim.job.id, claim.attempt, result)
+def keep(claim: Claim, result: JobResult) -> Succeeded:
+    return Succeeded(store_result(MemoryBlobs(), claim.job.id, claim.attempt, result))
 
 
 def raising(error: BaseException) -> Callable[[], JobResult]:

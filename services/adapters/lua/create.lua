@@ -1,7 +1,7 @@
 #!lua
 -- Stores a queued job, reserves its idempotency key and puts it in line.
 -- ARGV: policy, job, owner, pool, priority, size, head (JSON), spec (JSON), inputs (JSON), deadline from now or '',
---       idempotency key's name or '', request digest, estimated cost, limits of the owner (JSON)
+--       idempotency key's name or '', request digest, estimated cost, limits of the owner (JSON), ties (JSON)
 -- Returns {'created', created_at} | {'replayed', job} | {'conflict'} | {'full', 'queue' or 'memory'} |
 --         {'limited', 'jobs', how many there are} | {'limited', 'queue', how many may wait} |
 --         {'limited', 'work', charged today, microseconds until midnight}
@@ -15,12 +15,6 @@ local function queued()
     count = count + redis.call('ZCARD', 'lensd:line:' .. pool .. ':' .. line .. ':' .. owner)
   end
   return count
-end
-
-local function memory_is_short()
-  local info = redis.call('INFO', 'memory')
-  local bound = tonumber(info:match('\nmaxmemory:(%d+)'))
-  return bound > 0 and tonumber(info:match('used_memory:(%d+)')) > bound * policy.max_memory
 end
 
 -- Why the job is not admitted, or nil: what the owner has of its own comes first, so that it learns of that.
@@ -39,29 +33,19 @@ end
 
 local created = fields(id, 'created_at')
 if created then return {'created', created} end
-if reservation ~= '' then
-  local reserved = redis.call('GET', reservation)
-  if reserved then
-    local job, request = reserved:match('^(%S+) (%S+)$')
-    return request == digest and {'replayed', job} or {'conflict'}
-  end
-end
+local answer, earlier = earlier_request(reservation, digest)
+if answer then return {answer, earlier} end
 local refused = refusal()
 if refused then return refused end
 
-set(id, 'owner', owner, 'pool', pool, 'priority', priority, 'size', size, 'head', head, 'spec', spec, 'inputs', inputs,
-  'created_at', digits(now), 'attempt', 0)
+put_record(id, owner, pool, priority, size, head, ARGV[15], reservation, digest)
+set(id, 'spec', spec, 'inputs', inputs)
 if limits.running then set(id, 'max_running', limits.running) end
 if deadline ~= '' then
   local deadline_at = digits(now + tonumber(deadline))
   set(id, 'deadline_at', deadline_at)
   redis.call('ZADD', 'lensd:deadlines', deadline_at, id)
 end
-if reservation ~= '' then
-  set(id, 'idempotency', reservation)
-  redis.call('SET', reservation, id .. ' ' .. digest)
-end
-redis.call('ZADD', 'lensd:owner:' .. owner, digits(now), id)
 redis.call('SADD', 'lensd:living:' .. owner, id)
 redis.call('SADD', 'lensd:pools', pool)
 charge(id, owner, cost)

@@ -9,6 +9,9 @@
 --   lensd:events                             stream: the latest events of all jobs
 --   lensd:owner:<owner>                      sorted set: the owner's jobs by creation
 --   lensd:idempotency:<owner>:<key digest>   string: "<job> <request digest>"
+--   lensd:cached:<question>:<fingerprint>    string: the job whose result answers the question (services/jobs/cache.py)
+--   lensd:arriving:<id>                      string: the job whose result is copied for a job that has no record yet
+--   lensd:answers:<owner>                    string: how many of the owner's jobs were answered so and are kept
 --   lensd:living:<owner>                     set: the owner's jobs that have not ended
 --   lensd:running:<owner>                    set: those of them that run
 --   lensd:work:<owner>:<day since 1970>      string: token-layers charged to the owner for jobs made that day (UTC)
@@ -29,7 +32,7 @@ local DAY = 86400 * 1000000
 local today = math.floor(now / DAY)
 
 local EVENT_FIELDS = {
-  'status', 'attempt', 'done', 'planned', 'started_at', 'finished_at', 'expires_at', 'error', 'batches',
+  'status', 'attempt', 'done', 'planned', 'started_at', 'finished_at', 'expires_at', 'error', 'cached', 'batches',
 }
 
 -- Lua's own conversion would round a number as long as a time.
@@ -60,6 +63,33 @@ local function announce(id)
   redis.call('RPUSH', 'lensd:events:' .. id, cjson.encode(event))
   redis.call('LTRIM', 'lensd:events:' .. id, -policy.kept_events, -1)
   redis.call('XADD', 'lensd:events', 'MAXLEN', '~', policy.kept_shared_events, '*', 'job', id, unpack(event))
+end
+
+local function memory_is_short()
+  local info = redis.call('INFO', 'memory')
+  local bound = tonumber(info:match('\nmaxmemory:(%d+)'))
+  return bound > 0 and tonumber(info:match('used_memory:(%d+)')) > bound * policy.max_memory
+end
+
+-- Whether an idempotency key is taken, and how: 'replayed' and the job of the same request, or 'conflict'.
+local function earlier_request(reservation, digest)
+  local reserved = reservation ~= '' and redis.call('GET', reservation)
+  if not reserved then return nil end
+  local job, request = reserved:match('^(%S+) (%S+)$')
+  if request == digest then return 'replayed', job end
+  return 'conflict'
+end
+
+-- What every new record has.
+local function put_record(id, owner, pool, priority, size, head, ties, reservation, digest)
+  set(id, 'owner', owner, 'pool', pool, 'priority', priority, 'size', size, 'head', head, 'created_at', digits(now),
+    'attempt', 0)
+  for tie, other in pairs(cjson.decode(ties)) do set(id, tie, other) end
+  if reservation ~= '' then
+    set(id, 'idempotency', reservation)
+    redis.call('SET', reservation, id .. ' ' .. digest)
+  end
+  redis.call('ZADD', 'lensd:owner:' .. owner, digits(now), id)
 end
 
 local function group_of(pool, priority, size) return pool .. ':' .. priority .. ':' .. size end
@@ -103,6 +133,14 @@ local function dequeue(id)
   end
 end
 
+-- The job's result answers the same question again, if it was computed as the entry says.
+local function remember(id, status)
+  local entry, fingerprint = fields(id, 'cache_entry', 'fingerprint')
+  if status == 'succeeded' and entry and entry:match('[^:]*$') == fingerprint then
+    redis.call('SET', 'lensd:cached:' .. entry, id)
+  end
+end
+
 -- Ended jobs are many: what one computed on, often the largest part of its record, goes, and most of its events.
 -- A job that never ran costs nothing; one that ends without a bill costs what was estimated.
 local function finish(id, status, ...)
@@ -120,6 +158,7 @@ local function finish(id, status, ...)
   redis.call('ZADD', 'lensd:expiries', expires, id)
   announce(id)
   redis.call('LTRIM', 'lensd:events:' .. id, -policy.kept_events_of_ended, -1)
+  remember(id, status)
 end
 
 -- A claim holds until the job ends, is released, or is claimed by another: a job that was handed back in the worker's
@@ -156,8 +195,10 @@ end
 
 local function forget(id)
   redis.call('ZREM', 'lensd:expiries', id)
-  local owner, idempotency = fields(id, 'owner', 'idempotency')
+  local owner, idempotency, entry, cached = fields(id, 'owner', 'idempotency', 'cache_entry', 'cached')
   if owner then redis.call('ZREM', 'lensd:owner:' .. owner, id) end
   if idempotency then redis.call('DEL', idempotency) end
+  if entry and redis.call('GET', 'lensd:cached:' .. entry) == id then redis.call('DEL', 'lensd:cached:' .. entry) end
+  if cached and redis.call('DECR', 'lensd:answers:' .. owner) <= 0 then redis.call('DEL', 'lensd:answers:' .. owner) end
   redis.call('DEL', 'lensd:job:' .. id, 'lensd:events:' .. id, 'lensd:tokens:' .. id)
 end

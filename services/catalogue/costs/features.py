@@ -1,4 +1,4 @@
-"""What `features` costs: every prompt up to the SAE's layer."""
+"""What `features` costs: every prompt up to the SAE's layer, or where a transcoder writes when that is measured."""
 
 from services.catalogue.costs.cost import FLOAT_BYTES, Cost
 from services.contracts.features import FeaturesSpec
@@ -27,12 +27,14 @@ PROMOTED_BYTES = 60
 def features_cost(spec: FeaturesSpec, inputs: Inputs, sae: SaeFacts) -> Cost:
     chosen = sae.features if spec.features is None else len(spec.features)
     top = min(spec.top_k, chosen)
+    layer = max(sae.layer, sae.rebuilds[1]) if spec.reconstructs() else sae.layer
+    work = inputs.tokens() * (layer + 1)
     if spec.compares():
         row = COMPARED_BYTES + 2 * spec.promoted_logits * PROMOTED_BYTES
         marked = inputs.tokens() * POSITION_BYTES if spec.search else 0
-        return Cost(inputs.tokens() * (sae.layer + 1), top * row + marked)
+        return Cost(work, top * row + marked)
     tensor = 0 if spec.features is None else chosen * FLOAT_BYTES
     listed = TOKEN_BYTES + top * FEATURE_BYTES if spec.per_token else 0
     effects = min(len(inputs.prompts) * top, chosen) * 2 * spec.promoted_logits * PROMOTED_BYTES
     output = inputs.tokens() * (tensor + listed) + len(inputs.prompts) * top * PROMPT_FEATURE_BYTES + effects
-    return Cost(inputs.tokens() * (sae.layer + 1), output)
+    return Cost(work, output)

@@ -14,16 +14,18 @@ SPLICES = 3
 
 
 def sae_evaluation_cost(spec: SaeEvaluationSpec, inputs: Inputs, model: ModelFacts, sae: SaeFacts) -> Cost:
-    here, end = Touch(sae.site, sae.layer, 0), Touch(SiteName.RESID_POST, model.layers - 1, 0)
-    depth = sae.layer if sae.site is SiteName.RESID_PRE else sae.layer + 1
+    (site, layer), end = sae.rebuilds, Touch(SiteName.RESID_POST, model.layers - 1, 0)
+    here = Touch(site, layer, 0)
+    read = tuple(dict.fromkeys((Touch(sae.site, sae.layer, 0), here)))
+    depth = layer if site is SiteName.RESID_PRE else layer + 1
     filters = len(spec.filters(sae.norm_threshold))
     reading, measuring = [], []
     for prompt in inputs.prompts:
-        reading.append(PlannedRow(prompt.ids, depth, (here,)))
+        reading.append(PlannedRow(prompt.ids, depth, read))
         measuring.append(PlannedRow(prompt.ids, model.layers, (end,)))
         measuring += [PlannedRow(prompt.ids, model.layers, (here, end))] * (SPLICES * filters)
     unembedded = inputs.tokens() * (1 + SPLICES * filters) * unembedding_token_layers(model)
     output = filters * sae.features * FLOAT_BYTES if spec.densities else 0
-    if here.join == model.layers:  # reading there records the unpatched runs that the others are grown on
+    if read[0].join == model.layers:  # reading there records the unpatched runs that the others are grown on
         return Cost(work([*reading, *measuring], model.layers) + unembedded, output)
     return Cost(work(reading, model.layers) + work(measuring, model.layers) + unembedded, output)

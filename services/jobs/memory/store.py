@@ -1,6 +1,5 @@
 """The job store in one process, by a clock that tests may set."""
 
-import base64
 import itertools
 import math
 import threading
@@ -11,11 +10,13 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
+from services.contracts.errors import Conflict, ErrorCode, Unavailable
 from services.contracts.generation import NewTokens
 from services.contracts.job import JobProgress, JobStatus
 from services.jobs.limits import queue_share_filled, too_many_jobs
 from services.jobs.memory.charges import Charges
+from services.jobs.memory.pages import page_of, read_cursor
+from services.jobs.memory.reservations import Reservations
 from services.jobs.memory.rounds import Rounds
 from services.jobs.memory.turns import Turns
 from services.jobs.policy import JobPolicy
@@ -34,6 +35,7 @@ from services.jobs.record import (
     NewJob,
     Size,
     Stop,
+    StoredResult,
     Succeeded,
 )
 
@@ -49,7 +51,6 @@ class _Job:
     size: Size
     number: int
     record: JobRecord
-    idempotency: Idempotency | None
     queued_since: datetime = _LONG_AGO
     worker: str | None = None
     lease_until: datetime = _LONG_AGO
@@ -64,6 +65,11 @@ class MemoryJobStore:
     def __init__(self, policy: JobPolicy, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.events: dict[str, list[JobEvent]] = {}
         self.tokens: defaultdict[str, list[NewTokens]] = defaultdict(list)
+        self.on_end: list[Callable[[NewJob, JobRecord], None]] = []
+        """What the scripts do for a job's ties when it ends."""
+        self.reservations = Reservations()
+        self.arriving: set[str] = set()
+        """Jobs whose blobs may come before their records."""
         self._policy = policy
         self._clock = clock
         self._lock = threading.RLock()
@@ -78,23 +84,35 @@ class MemoryJobStore:
         with self._lock:
             if job.id in self._jobs:
                 return self._jobs[job.id].record
-            for other in self._jobs.values():
-                if other.idempotency and idempotency and other.new.owner == job.owner:
-                    if other.idempotency == idempotency:
-                        return other.record
-                    if other.idempotency.key == idempotency.key:
-                        raise Conflict(
-                            ErrorCode.IDEMPOTENCY_CONFLICT,
-                            "this Idempotency-Key was used for another request: use a fresh key for a new job",
-                        )
+            if earlier := self.reservations.holder(job.owner, idempotency):
+                return self._jobs[earlier].record
             now = self._clock()
             self._admit(job, now)
-            stored = _Job(job, self._policy.size_of(job.cost), next(self._numbers), job.queued(now), idempotency)
-            self._jobs[job.id] = stored
+            stored = self._put(job, job.queued(now), idempotency)
             self._charges.charge(job, now)
             self._line_up(stored, now)
             self._publish(stored)
             return stored.record
+
+    def create_ended(
+        self, job: NewJob, source: JobRecord, result: StoredResult, idempotency: Idempotency | None
+    ) -> JobRecord:
+        """Store a job whose result was there before it, as the result cache answers it."""
+        with self._lock:
+            earlier = job.id if job.id in self._jobs else self.reservations.holder(job.owner, idempotency)
+            if earlier:
+                return self._jobs[earlier].record
+            self.arriving.discard(job.id)
+            record = job.queued(self._clock()).model_copy(update={"version": 0, "progress": source.progress})
+            stored = self._put(job, record, idempotency)
+            self._end(stored, JobStatus.SUCCEEDED, result=result, cached=True)
+            return stored.record
+
+    def _put(self, job: NewJob, record: JobRecord, idempotency: Idempotency | None) -> _Job:
+        self.reservations.take(job.owner, idempotency, job.id)
+        stored = _Job(job, self._policy.size_of(job.cost), next(self._numbers), record)
+        self._jobs[job.id] = stored
+        return stored
 
     def _admit(self, job: NewJob, now: datetime) -> None:
         limits = job.limits
@@ -115,18 +133,14 @@ class MemoryJobStore:
             return None if job is None else job.record
 
     def list(self, owner: str, where: JobFilter, cursor: str | None, limit: int) -> Page:
-        before = None if cursor is None else _read_cursor(cursor)
+        before = None if cursor is None else read_cursor(cursor)
         with self._lock:
             found = [
-                job
+                (job.number, job.record)
                 for job in sorted(self._jobs.values(), key=lambda job: -job.number)
                 if job.new.owner == owner and where.admits(job.record) and (before is None or job.number < before)
             ]
-        more = len(found) > limit
-        return Page(
-            jobs=tuple(job.record.summary() for job in found[:limit]),
-            cursor=base64.urlsafe_b64encode(b"%d" % found[limit - 1].number).decode() if more else None,
-        )
+        return page_of(found, limit)
 
     def claim(
         self, pool: str, worker: str, sizes: Sequence[Size], without: Mapping[Size, Collection[str]] = NOBODY
@@ -191,8 +205,8 @@ class MemoryJobStore:
     ) -> bool:
         outcome: dict[str, Any]
         match ending:
-            case Succeeded(result):
-                status, outcome = JobStatus.SUCCEEDED, {"result": result}
+            case Succeeded(result, fingerprint):
+                status, outcome = JobStatus.SUCCEEDED, {"result": result, "fingerprint": fingerprint}
             case Failed(error):
                 status, outcome = JobStatus.FAILED, {"error": error}
             case Cancelled():
@@ -235,6 +249,7 @@ class MemoryJobStore:
                 raise Conflict(ErrorCode.JOB_RUNNING, f"{job_id} is running: cancel it, then delete it")
             if job.record.status is JobStatus.QUEUED:
                 self._end(job, JobStatus.CANCELLED)
+            self.reservations.free(job_id)
             return self._jobs.pop(job_id).record
 
     def reap(self) -> Reaped:
@@ -278,6 +293,7 @@ class MemoryJobStore:
         expired = [id_ for id_, job in self._jobs.items() if job.record.expires_at and job.record.expires_at <= now]
         for job_id in expired:
             del self._jobs[job_id], self.events[job_id]
+            self.reservations.free(job_id)
         return tuple(expired)
 
     def _unclaimed(self, now: datetime) -> Mapping[str, int]:
@@ -289,7 +305,7 @@ class MemoryJobStore:
 
     def known(self, job_ids: Collection[str]) -> frozenset[str]:
         with self._lock:
-            return frozenset(job_ids) & self._jobs.keys()
+            return frozenset(job_ids) & (self._jobs.keys() | self.arriving)
 
     def depth(self, pool: str) -> int:
         with self._lock:
@@ -347,6 +363,8 @@ class MemoryJobStore:
         expires_at = now + timedelta(seconds=self._policy.retention_s)
         self.tokens.pop(job.record.id, None)
         self._change(job, status=status, finished_at=now, expires_at=expires_at, **outcome)
+        for hear in self.on_end:
+            hear(job.new, job.record)
 
     def _change(self, job: _Job, tokens: tuple[NewTokens, ...] = (), **changes: Any) -> None:
         job.record = job.record.model_copy(update={**changes, "version": job.record.version + 1})
@@ -359,10 +377,3 @@ class MemoryJobStore:
 
     def _turns_of(self, job: _Job) -> Turns:
         return self._turns[job.new.pool, job.new.spec.priority, job.size]
-
-
-def _read_cursor(cursor: str) -> int:
-    try:
-        return int(base64.urlsafe_b64decode(cursor))
-    except ValueError as error:
-        raise Refused(ErrorCode.INVALID_REQUEST, "this cursor is not one that a page of jobs came with") from error

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -41,8 +42,8 @@ class Runner(Protocol):
     def activations(self, rows: Sequence[Sequence[int]]) -> Sequence[Mapping[str, Float[Tensor, "token d_model"]]]:
         """Per row, what each SAE reads on its tokens, by the SAE's id; a prepended BOS is left out."""
 
-    def logits(self, directions: Float[Tensor, "feature d_model"]) -> Float[Tensor, "feature vocabulary"]:
-        """What one unit of each direction adds to the logits, through the final norm's gain."""
+    def logits(self, sae_id: str, directions: Float[Tensor, "feature d_out"]) -> Float[Tensor, "feature vocabulary"]:
+        """What one unit of each of an SAE's directions adds to the logits, through the final norm's gain."""
 
     def token_string(self, token: int) -> str:
         """How a token reads."""
@@ -70,7 +71,8 @@ def build_indexes(
         firings, output = Firings(work / sae_id, sae.d_sae), outputs[sae_id]
         header = _header(sae_id, sae, corpus, firings.tokens_over_norm)
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_index(output, header, corpus, _records(sae, corpus, firings, runner.logits), runner.token_string)
+        logits = partial(runner.logits, sae_id)
+        write_index(output, header, corpus, _records(sae, corpus, firings, logits), runner.token_string)
         tell(f"{sae_id}: {output} in {time.monotonic() - started:.0f} s")
     shutil.rmtree(work)
 

@@ -15,8 +15,8 @@ NEAREST = 10
 TOKENS = 10
 FEATURES_AT_ONCE = 256
 
-Logits = Callable[[Float[Tensor, "feature d_model"]], Float[Tensor, "feature vocabulary"]]
-"""What one unit of each direction of the residual stream adds to the logits."""
+Logits = Callable[[Float[Tensor, "feature d_out"]], Float[Tensor, "feature vocabulary"]]
+"""What one unit of each decoder direction adds to the logits."""
 
 
 def effects(sae: Sae, logits: Logits) -> list[tuple[Ranked, Ranked]]:

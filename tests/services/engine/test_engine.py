@@ -143,7 +143,7 @@ def test_running_out_of_memory_halves_the_batch_until_it_fits(model: LoadedModel
 
     rows = [Row((5 + index, *TOKENS), captures=(Capture(Site(SiteName.Z, 1)),)) for index in range(8)]
     with Engine(EngineLimits(threads=1)) as engine:
-        engine.run(model, rows, job=JobTicket("warm", "a"))
+        engine.run(model, rows, job=JobTicket("warm", "b"))
         with watching(model, small_memory):
             outcomes = engine.run(model, rows, job=JobTicket("job", "a"))
     assert len(outcomes) == len(rows)
@@ -156,7 +156,7 @@ def test_a_row_that_does_not_fit_alone_fails_with_out_of_memory(model: LoadedMod
 
     with Engine(EngineLimits(threads=1)) as engine:
         row = Row(TOKENS, captures=(Capture(Site(SiteName.Z, 1)),))
-        engine.run(model, [row], job=JobTicket("warm", "a"))
+        engine.run(model, [row], job=JobTicket("warm", "b"))
         with watching(model, no_memory), pytest.raises(JobFailed, match="over 6 tokens") as failure:
             engine.run(model, [row], job=JobTicket("job", "a"))
     assert failure.value.code is ErrorCode.OUT_OF_MEMORY

@@ -14,7 +14,7 @@ from services.contracts.patching import PatchingResult
 from services.contracts.tensor import FloatArray, InlineTensor
 from services.jobs.memory import MemoryBlobs
 from services.jobs.record import JobRecord, StoredResult
-from services.jobs.results import load_document, load_result, load_tensor, load_tensors, store_result
+from services.jobs.results import copy_result, load_document, load_result, load_tensor, load_tensors, store_result
 from tests.services.jobs.samples import new_job, patching_result, statistic
 
 SMALL = np.array([[1.5, np.nan], [-0.1, np.inf]], dtype=np.float32)
@@ -170,3 +170,28 @@ def test_a_middling_result_stays_in_the_record_while_the_store_has_room() -> Non
 def test_a_stored_result_survives_its_own_json() -> None:
     stored = store_result(MemoryBlobs(), new_job().id, 1, patching_result(SMALL, SMALL))
     assert StoredResult.model_validate_json(stored.model_dump_json()) == stored
+
+
+@pytest.mark.parametrize("roomy", [True, False])
+@pytest.mark.parametrize("effects", [SMALL, LARGE[:, :100], LARGE])
+def test_a_copy_of_a_result_is_whole_and_stands_alone(effects: FloatArray, roomy: bool) -> None:
+    blobs = MemoryBlobs()
+    source = kept(blobs, patching_result(effects, SMALL), roomy=roomy)
+    job = new_job()
+    record = source.model_copy(update={"id": job.id, "result": copy_result(blobs, source, job.id)})
+    before, tensors = load_document(source, blobs), load_tensors(source, blobs)
+    blobs.delete(source.id)
+    assert source.id.encode() not in load_document(record, blobs)
+    assert load_document(record, blobs).replace(job.id.encode(), source.id.encode()) == before
+    for name, array in load_tensors(record, blobs).items():
+        assert np.array_equal(array, tensors[name], equal_nan=True)
+    assert set(blobs.jobs()) <= {job.id}
+
+
+def test_a_result_that_is_lost_is_not_copied() -> None:
+    blobs = MemoryBlobs()
+    source = kept(blobs, patching_result(LARGE, SMALL))
+    blobs.delete(source.id)
+    with pytest.raises(NotFound) as refusal:
+        copy_result(blobs, source, new_job().id)
+    assert refusal.value.code is ErrorCode.RESULT_LOST

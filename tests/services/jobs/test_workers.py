@@ -9,7 +9,7 @@ from services.adapters.redis_workers import RedisWorkers
 from services.jobs.memory import MemoryWorkers
 from services.jobs.ports import WorkerRegistry, WorkerState
 
-W1 = WorkerState(worker="w1", pool="default", models={"tiny": "loading"})
+W1 = WorkerState(worker="w1", pool="default", models={"tiny": "loading"}, runner="this code")
 W2 = WorkerState(worker="w2", pool="other", models={})
 
 

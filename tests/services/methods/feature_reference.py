@@ -19,14 +19,16 @@ FEATURES, D_MODEL = 64, 32
 EXAMPLE = {"prompt": PAIR["clean"], "answer": PAIR["answer"], "foil": PAIR["foil"]}
 
 
-def made(site: str = "resid_post", layer: int = 1, *, sparse: bool = True, **changes: Any) -> SaeInUse:
+def made(
+    site: str = "resid_post", layer: int = 1, *, sparse: bool = True, width: int = D_MODEL, **changes: Any
+) -> SaeInUse:
     """A random SAE; without `sparse`, all of its features fire on everything."""
     generator = torch.Generator().manual_seed(5)
     weights: dict[str, Any] = {
-        "W_enc": torch.randn(D_MODEL, FEATURES, generator=generator) / D_MODEL**0.5,
+        "W_enc": torch.randn(width, FEATURES, generator=generator) / width**0.5,
         "b_enc": torch.randn(FEATURES, generator=generator) + (0 if sparse else 10_000),
-        "W_dec": torch.randn(FEATURES, D_MODEL, generator=generator) / D_MODEL**0.5,
-        "b_dec": torch.randn(D_MODEL, generator=generator),
+        "W_dec": torch.randn(FEATURES, width, generator=generator) / width**0.5,
+        "b_dec": torch.randn(width, generator=generator),
     }
     rest: dict[str, Any] = {
         "activation": TopK(8) if sparse else Relu(),

@@ -155,6 +155,15 @@ def test_promoted_tokens_are_those_that_the_decoder_direction_raises(
     assert run(laboratory, engine, sae, promoted_logits=0).effects == ()
 
 
+@pytest.mark.parametrize(("normalization", "scaled"), [("none", False), ("layer_norm", True)])
+def test_promoted_logits_of_an_sae_that_scales_each_token_are_flagged(
+    laboratory: Laboratory, engine: Engine, sae: Sae, normalization: str, scaled: bool
+) -> None:
+    result = run(laboratory, engine, Sae(**{**vars(sae), "normalize_activations": normalization}))
+    assert result.effects
+    assert result.effects_per_token_scale == scaled
+
+
 def test_a_prompt_of_left_out_tokens_alone_has_no_reconstruction(
     laboratory: Laboratory, engine: Engine, sae: Sae
 ) -> None:

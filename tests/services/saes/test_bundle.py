@@ -15,6 +15,15 @@ from services.saes.errors import InvalidBundle, SaeMismatch
 from services.saes.sae import Sae
 from tests.services.saes.conftest import D_MODEL, D_SAE, K, SaeFolder
 
+BOTH_ENDS = {"hook_name": "blocks.1.hook_resid_mid", "hook_name_out": "blocks.1.hook_mlp_out"}
+OF_Z = {"hook_name": "blocks.1.attn.hook_z", "hook_name_out": "blocks.1.hook_mlp_out"}
+TRANSCODER: dict[str, Any] = {
+    "architecture": "transcoder",
+    "d_out": 8,
+    "apply_b_dec_to_input": False,
+    "metadata": BOTH_ENDS,
+}
+
 
 def _change(folder: Path, **tensors: torch.Tensor) -> None:
     save_file(load_file(folder / WEIGHTS_FILE) | tensors, folder / WEIGHTS_FILE)
@@ -154,11 +163,25 @@ def test_an_sae_for_another_width_than_the_models_is_refused(sae_folder: SaeFold
         ({"architecture": "temporal"}, "tokens before"),
         ({"architecture": "matching_pursuit"}, "one after another"),
         ({"architecture": "abstopk"}, "may be negative"),
-        ({"architecture": "skip_transcoder"}, "writes at another site"),
+        ({"architecture": "transcoder"}, "needs d_out"),
+        ({"architecture": "transcoder", "d_out": 8}, "needs metadata.hook_name_out"),
+        ({"architecture": "skip_transcoder", "d_out": 8, "metadata": BOTH_ENDS}, "apply_b_dec_to_input is true"),
+        ({**TRANSCODER, "d_out": 9}, r"W_dec has shape \[40, 12\], cfg.json says \[40, 9\]"),
+        ({**TRANSCODER, "architecture": "skip_transcoder", "d_out": 12}, "holds the tensors"),
+        ({**TRANSCODER, "d_out": 0}, "d_out"),
+        ({**TRANSCODER, "metadata": BOTH_ENDS | {"hook_name_out": "lm_head"}}, "hook_name_out"),
+        ({**TRANSCODER, "reshape_activations": "hook_z", "metadata": OF_Z}, "a transcoder of hook_z"),
         ({"architecture": "unheard_of"}, "architecture"),
         ({"normalize_activations": "covariance_whitening"}, "fold_activation_whitening"),
         ({"normalize_activations": "other"}, "normalize_activations"),
-        ({"reshape_activations": "hook_z"}, "reshape_activations"),
+        ({"reshape_activations": "hook_z"}, "hook_z goes with an SAE of attn.hook_z, and no other"),
+        ({"metadata": OF_Z}, "hook_z goes with an SAE of attn.hook_z, and no other"),
+        ({"reshape_activations": "other"}, "reshape_activations"),
+        ({"metadata": OF_Z | {"hook_head_index": 3}}, "hook_head_index is 3: it reads one head"),
+        (
+            {"metadata": BOTH_ENDS | {"model_from_pretrained_kwargs": {"center_writing_weights": True}}},
+            "loaded with center_writing_weights, whose activations are others",
+        ),
         ({"d_in": -1}, "d_in"),
         ({"d_sae": 1 << 40}, "d_sae"),
         ({"k": None}, "needs k"),
@@ -198,4 +221,76 @@ def test_a_folder_without_a_config_or_weights_is_refused(sae_folder: SaeFolder, 
         load_sae(folder)
     (folder / CONFIG_FILE).write_text("{")
     with pytest.raises(InvalidBundle, match="the file"):
+        load_sae(folder)
+
+
+OLD = {
+    "architecture": "standard",
+    "d_in": D_MODEL,
+    "d_sae": D_SAE,
+    "dtype": "float32",
+    "device": "cpu",
+    "model_name": "gpt2-small",
+    "hook_point": "blocks.1.hook_resid_pre",
+    "hook_point_layer": 1,
+    "normalize_activations": False,
+    "prepend_bos": False,
+    "context_size": 128,
+}
+
+
+def _old(folder: Path, **changes: Any) -> Path:
+    (folder / CONFIG_FILE).write_text(json.dumps({**OLD, **changes}))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"apply_b_dec_to_input": False, "normalize_activations": "layer_norm"},
+        {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}},
+        {"normalize_activations": True},
+    ],
+)
+def test_a_config_of_before_6_0_is_read_as_saelens_reads_it(sae_folder: SaeFolder, changes: dict[str, Any]) -> None:
+    from sae_lens import SAE  # noqa: PLC0415 - takes seconds; only the tests that need it pay
+
+    folder = _old(sae_folder(), **changes)
+    _change(folder, scaling_factor=torch.ones(D_SAE))
+    ours, theirs = load_sae(folder), SAE.load_from_disk(folder)
+    x = torch.randn(20, D_MODEL, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(ours.encode(x), theirs.encode(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.reconstruct(x), theirs(x), rtol=1e-5, atol=1e-5)
+    assert (ours.hook_name, ours.prepend_bos) == ("blocks.1.hook_resid_pre", theirs.cfg.metadata.prepend_bos)
+    assert ours.architecture == theirs.cfg.architecture()
+    assert ours.normalize_activations == theirs.cfg.normalize_activations
+
+
+def test_an_old_config_of_hook_z_is_reshaped_without_saying_so(sae_folder: SaeFolder) -> None:
+    folder = _old(sae_folder(), hook_point="blocks.1.attn.hook_z")
+    assert load_sae(folder).hook_name == "blocks.1.attn.hook_z"
+
+
+def test_a_scale_that_nobody_applies_any_more_is_refused(sae_folder: SaeFolder) -> None:
+    folder = _old(sae_folder(), finetuning_scaling_factor=True)
+    _change(folder, scaling_factor=torch.full((D_SAE,), 1.5))
+    with pytest.raises(InvalidBundle, match="scaling_factor that is not one"):
+        load_sae(folder)
+
+
+def test_a_transcoders_tensors_are_checked_before_allocation_and_moved_together(sae_folder: SaeFolder) -> None:
+    folder = sae_folder(**{**TRANSCODER, "architecture": "skip_transcoder"})
+    with pytest.raises(InvalidBundle, match=r"holds the tensors .* expected .*W_skip"):
+        load_sae(folder)
+    _change(folder, W_dec=torch.zeros(D_SAE, 8), b_dec=torch.zeros(8), W_skip=torch.ones(8, D_MODEL))
+    sae = load_sae(folder, d_model=D_MODEL)
+    assert (sae.architecture, sae.d_model, sae.d_out) == ("skip_transcoder", D_MODEL, 8)
+    assert sae.W_skip is not None
+    assert any(tensor is sae.W_skip for tensor in sae.tensors())
+    assert sae.to("cpu", torch.float64).reconstruct(torch.ones(1, D_MODEL)).tolist() == [[D_MODEL] * 8]
+    _change(folder, W_skip=torch.full((8, D_MODEL), float("inf")))
+    with pytest.raises(InvalidBundle, match="W_skip holds NaN or infinite"):
         load_sae(folder)

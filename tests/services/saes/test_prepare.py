@@ -56,10 +56,57 @@ def test_an_sae_is_prepared_with_the_site_that_its_hook_names(
     assert open_catalogue(tmp_path / "home").saes == {"tiny": facts}
 
 
-def test_a_hook_that_no_job_can_read_is_refused(sae_folder: SaeFolder, tmp_path: Path) -> None:
-    folder = sae_folder(metadata=on_hook("blocks.3.attn.hook_z"))
-    with pytest.raises(CatalogueError, match="lensd reads SAEs of the residual stream, attn_out and mlp_out"):
+@pytest.mark.parametrize("hook", ["blocks.3.attn.hook_q", "blocks.3.mlp.hook_in", "blocks.3.ln2.hook_normalized"])
+def test_a_hook_that_no_job_can_read_is_refused(sae_folder: SaeFolder, tmp_path: Path, hook: str) -> None:
+    folder = sae_folder(metadata=on_hook(hook))
+    message = "lensd reads SAEs of the residual stream, attn_out, mlp_out and attn.hook_z"
+    with pytest.raises(CatalogueError, match=message):
         prepare_sae(entry(folder), tmp_path, tmp_path / "home")
+
+
+def test_an_sae_of_z_is_prepared_with_its_heads_side_by_side(sae_folder: SaeFolder, tmp_path: Path) -> None:
+    folder = sae_folder(metadata=on_hook("blocks.3.attn.hook_z"), reshape_activations="hook_z")
+    facts = prepare_sae(entry(folder), tmp_path, tmp_path / "home")
+    assert (facts.site, facts.layer, facts.d_model, facts.output) == ("z", 3, D_MODEL, None)
+
+
+TRANSCODER: dict[str, Any] = {"architecture": "transcoder", "d_out": D_MODEL, "apply_b_dec_to_input": False}
+
+
+@pytest.mark.parametrize(
+    ("reads", "site", "normed"),
+    [("mlp.hook_in", "resid_mid", True), ("hook_mlp_in", "resid_mid", False), ("hook_resid_pre", "resid_pre", False)],
+)
+def test_a_transcoder_is_prepared_with_both_of_its_sites(
+    sae_folder: SaeFolder, tmp_path: Path, reads: str, site: str, normed: bool
+) -> None:
+    hooks = on_hook(f"blocks.3.{reads}") | {"hook_name_out": "blocks.3.hook_mlp_out"}
+    facts = prepare_sae(entry(sae_folder(**TRANSCODER, metadata=hooks)), tmp_path, tmp_path / "home")
+    assert (facts.architecture, facts.site, facts.layer, facts.mlp_norm) == ("transcoder", site, 3, normed)
+    assert facts.output is not None
+    assert (facts.output.site, facts.output.layer, facts.output.width) == ("mlp_out", 3, D_MODEL)
+    assert (facts.output.hook_name, facts.output.skip) == ("blocks.3.hook_mlp_out", False)
+    assert open_catalogue(tmp_path / "home").saes == {"tiny": facts}
+
+
+@pytest.mark.parametrize(
+    ("reads", "writes", "message"),
+    [
+        ("blocks.3.attn.hook_z", "blocks.3.hook_mlp_out", "hook_z goes with an SAE"),
+        ("blocks.3.ln2.hook_normalized", "blocks.3.hook_mlp_out", r"the MLP's input \(mlp.hook_in\)"),
+        ("blocks.3.hook_resid_mid", "blocks.3.mlp.hook_post", "writes blocks.3.mlp.hook_post"),
+        ("blocks.3.hook_resid_mid", "blocks.4.mlp.hook_in", "writes blocks.4.mlp.hook_in"),
+        ("blocks.3.hook_resid_post", "blocks.3.hook_mlp_out", "which the model has before blocks.3.hook_resid_post"),
+        ("blocks.3.hook_mlp_out", "blocks.3.hook_mlp_out", "which the model has before"),
+    ],
+)
+def test_a_transcoder_between_places_that_lensd_does_not_have_is_refused(
+    sae_folder: SaeFolder, tmp_path: Path, reads: str, writes: str, message: str
+) -> None:
+    folder = sae_folder(**TRANSCODER, metadata=on_hook(reads) | {"hook_name_out": writes})
+    with pytest.raises(CatalogueError, match=message):
+        prepare_sae(entry(folder), tmp_path, tmp_path / "home")
+    assert list((tmp_path / "home" / "saes").iterdir()) == []
 
 
 def test_weights_that_the_catalogue_does_not_expect_are_refused_and_leave_nothing(

@@ -159,10 +159,22 @@ def any_sae(request: pytest.FixtureRequest, sae_folder: SaeFolder) -> Sae:
 
 def test_columns_alone_are_those_of_the_whole_encoding(any_sae: Sae) -> None:
     x = torch.randn(200, D_MODEL, generator=torch.Generator().manual_seed(1))
-    indices = [7, 0, 39, 7]
+    for indices in ([7, 0, 39, 7], [7], list(range(40))):
+        assert_columns_equal(any_sae, x, indices)
+
+
+def assert_columns_equal(any_sae: Sae, x: torch.Tensor, indices: list[int]) -> None:
     want = any_sae.encode(x)[:, indices]
     assert 0 < int((want > 0).sum()) < want.numel()
     torch.testing.assert_close(any_sae.encode_columns(x, indices), want, rtol=0, atol=1e-5)
+
+
+def test_a_feature_that_fires_nowhere_is_zero_everywhere(sae_folder: SaeFolder) -> None:
+    sae = load_sae(sae_folder())
+    silent = replace(sae, b_enc=sae.b_enc.index_fill(0, torch.tensor([3]), -1e6))
+    x = torch.randn(20, D_MODEL, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(silent.encode_columns(x, [3]), torch.zeros(20, 1))
+    assert silent.encode_columns(x[:0], [3]).shape == (0, 1)
 
 
 def test_of_equal_pre_activations_the_same_are_kept_as_in_the_whole_encoding(toy: Sae) -> None:

@@ -43,7 +43,8 @@ class TableRunner:
         vectors = self.table[list(row)]
         return vectors + vectors.cumsum(0) / torch.arange(1, len(row) + 1)[:, None]
 
-    def logits(self, directions: Tensor) -> Tensor:
+    def logits(self, sae_id: str, directions: Tensor) -> Tensor:
+        del sae_id
         return directions @ self.unembedding
 
     def token_string(self, token: int) -> str:
