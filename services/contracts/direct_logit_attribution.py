@@ -20,8 +20,6 @@ from services.contracts.sae import SaeFacts
 from services.contracts.site import SiteName
 from services.contracts.tensor import Estimate, ScalarStatistic
 
-_IN_THE_STREAM = (SiteName.RESID_PRE, SiteName.RESID_MID, SiteName.RESID_POST, SiteName.ATTN_OUT, SiteName.MLP_OUT)
-
 
 class DirectLogitAttribution(AttributionMethodBase):
     """Each component's direct contribution to the logits, through the final norm at the run's own scale."""
@@ -48,12 +46,6 @@ class DirectLogitAttribution(AttributionMethodBase):
 
     def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
         yield from sae_violations(sae, "/method/sae")
-        if sae.site not in _IN_THE_STREAM:
-            message = (
-                f"{sae.id} reads {sae.site}, which reaches the residual stream through weights of its own: take an SAE "
-                f"of {', '.join(_IN_THE_STREAM)}, or feature_attribution"
-            )
-            yield Violation("/method/sae", ErrorCode.SAE_MISMATCH, message)
 
     def violations(self, facts: ModelFacts) -> Iterator[Violation]:
         """Splits that need sites this model does not show."""

@@ -121,6 +121,18 @@ class Weights:
         multiplier = float(getattr(self._config, "residual_multiplier", 1.0))
         return heads * multiplier, bias * multiplier
 
+    def written_by_heads(
+        self, layer: int, z: Float[Tensor, "head d_head"], parts: Float[Tensor, "part head d_head"]
+    ) -> Float[Tensor, "part d_model"]:
+        """What parts of a run's `z` add to the residual stream: no bias, any post-norm's scale held at the run's."""
+        b_o = self.b_O(layer)
+        output = torch.einsum("hd,hdm->m", z, self.W_O(layer).to(z)) + (0.0 if b_o is None else b_o.to(z))
+        written = torch.einsum("phd,hdm->pm", parts, self.W_O(layer).to(parts))
+        norm = self._attention_post_norm(layer)
+        if norm is not None:
+            written = norm.linear(written, norm.scale(output).to(written))
+        return written * float(getattr(self._config, "residual_multiplier", 1.0))
+
     def through_attention(self, layer: int, z: Float[Tensor, "*batch head d_head"]) -> Float[Tensor, "*batch d_model"]:
         """What one unit of a direction of `z` adds to `attn_out`: W_O, a post-norm's gain without its scale."""
         written = torch.einsum("...hd,hdm->...m", z, self.W_O(layer).to(z))

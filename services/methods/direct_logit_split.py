@@ -3,7 +3,7 @@
 1. x = Σ f_i d_i + b_dec + ε; u, the metric's direction carried back through the final norm at the run's scale, gives
    each part its term: f_i (d_i · u), b_dec · u, ε · u; of a token over the SAE's norm threshold x · u as a whole;
 2. what is not in x keeps the terms that it has: of a residual stream the layers behind the site, of attn_out and
-   mlp_out everything but that layer's attention or MLP;
+   mlp_out everything but that layer's attention or MLP; of z, which writes through W_O, all but that layer's heads;
 3. all of them must add up to the metric;
 4. for every feature that is listed, f_i d_i is taken out of the last residual stream: at the run's scale the metric
    falls by the term; with the norm's own scale it says what holding the scale leaves out.
@@ -32,16 +32,16 @@ Contributions = Float64[np.ndarray, " feature"]
 
 @dataclass(frozen=True, eq=False)
 class _Split:
-    """One example: the features that fire, the parts' terms, and what removing features needs; all in float64."""
+    """One example: the features that fire, with what removing them does, and the parts' terms; all in float64."""
 
     features: Int64[Tensor, " active"]
     activations: Float[Tensor, " active"]
     contributions: Float[Tensor, " active"]
+    removed: Float[Tensor, " active"]
+    removed_at_held_scale: Float[Tensor, " active"]
     b_dec: float
     error: float
     over_norm: float | None
-    final: Vector
-    direction: Vector
     metric: float
     outside: Terms
 
@@ -71,34 +71,44 @@ class FeatureTerms:
     outside: MeanTerms = field(default_factory=MeanTerms)
     splits: list[_Split] = field(default_factory=list)
 
-    def add(self, x: Vector, final: Vector, aimed: Aim, metric: float, terms: Terms) -> float:
+    def add(self, x: Float[Tensor, "..."], final: Vector, aimed: Aim, metric: float, terms: Terms) -> float:
         """One more example: the site's activation, the last residual stream and the terms at the metric's position.
 
         Returns how far the split's sum is from the metric, in parts of the sum of its magnitudes.
         """
         sae, norm = self.in_use.sae, self.weights.final_norm
         direction = norm.carried_back(aimed.direction, norm.scale(final)).double()
-        W_dec, b_dec = sae.W_dec.to(direction.device), sae.b_dec.to(direction)
-        within = bool(sae.within_norm(x[None].to(sae.W_enc)))
-        encoded = sae.encode(x[None].to(sae.W_enc))[0].to(direction) * within
+        read = x.reshape(1, -1).to(sae.W_enc)
+        within = bool(sae.within_norm(read))
+        encoded = sae.encode(read)[0] * within
         features = encoded.nonzero().flatten()
-        activations, directions = encoded[features], W_dec[features].double()
-        error = x.double() - activations @ directions - b_dec
+        activations = encoded[features].to(direction)
+        parts = torch.cat([read, sae.b_dec[None], sae.W_dec[features]]).to(direction)
+        whole, b_dec, *_ = written = self._written(parts, x)
+        directions = written[2:]
+        error = whole - activations @ directions - b_dec
+        removed, held = _removed(activations[:, None] * directions, final.double(), aimed.direction.double(), norm)
         split = _Split(
             features=features,
             activations=activations,
             contributions=activations * (directions @ direction),
+            removed=removed,
+            removed_at_held_scale=held,
             b_dec=float(b_dec @ direction) * within,
             error=float(error @ direction) * within,
-            over_norm=None if within else float(x.double() @ direction),
-            final=final.double(),
-            direction=aimed.direction.double(),
+            over_norm=None if within else float(whole @ direction),
             metric=metric,
             outside=outside(terms, self.in_use.facts.site, self.in_use.facts.layer),
         )
         self.outside.add(split.outside)
         self.splits.append(split)
         return abs(metric - split.sum) / max(split.magnitude, 1e-30)
+
+    def _written(self, parts: Float[Tensor, "part d_site"], x: Float[Tensor, "..."]) -> Float[Tensor, "part d_model"]:
+        """What parts of the site's activation x add to the residual stream: themselves, of heads through W_O."""
+        if self.in_use.facts.site is not SiteName.Z:
+            return parts
+        return self.weights.written_by_heads(self.in_use.facts.layer, x.to(parts), parts.reshape(-1, *x.shape))
 
     def over_norm(self) -> int:
         """How many examples' tokens are over the SAE's norm threshold."""
@@ -140,13 +150,9 @@ class FeatureTerms:
     def _contributions(
         self, chosen: Sequence[int], own: Float64[np.ndarray, "example feature"]
     ) -> Iterator[FeatureContribution]:
-        W_dec, norm = self.in_use.sae.W_dec[list(chosen)].double(), self.weights.final_norm
         activations = np.stack([split.at(split.activations, chosen) for split in self.splits])
-        removed = [
-            _removed(split, torch.from_numpy(values)[:, None].to(W_dec) * W_dec, norm)
-            for split, values in zip(self.splits, activations, strict=True)
-        ]
-        exact, held = (np.stack([pair[kind] for pair in removed]) for kind in (0, 1))
+        exact = np.stack([split.at(split.removed, chosen) for split in self.splits])
+        held = np.stack([split.at(split.removed_at_held_scale, chosen) for split in self.splits])
         for place, index in enumerate(chosen):
             yield FeatureContribution(
                 index=index,
@@ -158,24 +164,27 @@ class FeatureTerms:
 
 
 def _removed(
-    split: _Split, written: Float[Tensor, "feature d_model"], norm: Norm
-) -> tuple[Contributions, Contributions]:
+    written: Float[Tensor, "active d_model"], final: Vector, direction: Vector, norm: Norm
+) -> tuple[Float[Tensor, " active"], Float[Tensor, " active"]]:
     """What the metric changes by when each of these is taken out of the last residual stream: with the norm's own new
     scale, and with the run's."""
-    left, scale = split.final - written.to(split.final), norm.scale(split.final)
-    before = norm.linear(split.final, scale) @ split.direction
-    exact = norm.linear(left, norm.scale(left)) @ split.direction - before
-    held = norm.linear(left, scale) @ split.direction - before
-    return exact.cpu().numpy(), held.cpu().numpy()
+    left, scale = final - written, norm.scale(final)
+    before = norm.linear(final, scale) @ direction
+    exact = norm.linear(left, norm.scale(left)) @ direction - before
+    return exact, norm.linear(left, scale) @ direction - before
 
 
 def outside(terms: Terms, site: SiteName, layer: int) -> Terms:
     """The terms of what an activation does not hold, zeros in the place of what it does."""
     stream = site in (SiteName.RESID_PRE, SiteName.RESID_MID, SiteName.RESID_POST)
     attention = {SiteName.RESID_PRE: layer, SiteName.MLP_OUT: 0}.get(site, layer + 1)
-    mlps = {SiteName.RESID_POST: layer + 1, SiteName.ATTN_OUT: 0, SiteName.MLP_OUT: layer + 1}.get(site, layer)
+    mlps = {SiteName.RESID_POST: layer + 1, SiteName.ATTN_OUT: 0, SiteName.Z: 0, SiteName.MLP_OUT: layer + 1}.get(
+        site, layer
+    )
     first = 0 if stream else layer
     heads, attention_bias, mlp_terms = (array.copy() for array in (terms.heads, terms.attention_bias, terms.mlps))
-    heads[first:attention], attention_bias[first:attention], mlp_terms[first:mlps] = 0.0, 0.0, 0.0
+    heads[first:attention], mlp_terms[first:mlps] = 0.0, 0.0
+    if site is not SiteName.Z:
+        attention_bias[first:attention] = 0.0
     embedding = np.zeros_like(terms.embedding) if stream else terms.embedding
     return replace(terms, embedding=embedding, heads=heads, attention_bias=attention_bias, mlps=mlp_terms)

@@ -116,7 +116,7 @@ def mean_features(over: Over, context: MethodContext, in_use: SaeInUse) -> Sourc
     sums, counts = torch.zeros(1).to(sae.W_dec.device, torch.float64), torch.zeros(1).to(sae.W_dec.device)
     for group in groups(context.inputs.references, site, (layer,), context):
         for taken in load(group, site, (layer,), context):
-            x = taken[layer].to(sae.W_enc)
+            x = taken[layer].flatten(1).to(sae.W_enc)
             counted = sae.within_norm(x)
             features = sae.encode(x).double() * counted[:, None]
             sums = sums + (features if over == "position" else features.sum(0, keepdim=True))

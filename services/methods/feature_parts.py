@@ -99,7 +99,7 @@ def _changes(
     for position, here in zip(change.positions, value, strict=True):
         if bool(here.any()):
             place = subject.asked.index(position)
-            yield (place,), change.add_at(position, here)
+            yield (place,), change.add(here[None], (position,))
 
 
 def _row(subject: Subject, interventions: tuple[Intervention, ...] = ()) -> Row:

@@ -7,7 +7,6 @@
 5. a token over the SAE's norm threshold in either run is left untouched: all of its changes are zero.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Float
@@ -67,16 +66,11 @@ class Change:
     error: Activation
     whole: Activation
 
-    def add(self, value: Activation) -> tuple[Intervention, ...]:
-        """`value` added at the positions; nothing where there are none."""
-        return self._added(self.positions, value) if self.positions else ()
-
-    def add_at(self, position: int, value: Float[Tensor, " d_model"]) -> tuple[Intervention, ...]:
-        """`value` added at one of the positions."""
-        return self._added((position,), value)
-
-    def _added(self, positions: tuple[int, ...], value: Tensor) -> tuple[Intervention, ...]:
-        return (Intervention(self.site, positions, "add", value.reshape(len(positions), *self.axes)),)
+    def add(self, value: Activation, at: tuple[int, ...] | None = None) -> tuple[Intervention, ...]:
+        """`value` added at all of the positions, or at these; nothing where there are none."""
+        positions = self.positions if at is None else at
+        added = value.reshape(len(positions), *self.axes)
+        return (Intervention(self.site, positions, "add", added),) if positions else ()
 
     def of_features(self, indices: Tensor) -> Float[Tensor, "position feature"]:
         return self.features.index_select(1, indices).to_dense()
@@ -102,7 +96,7 @@ def change_of(subject: Subject, base: Activation, source: Activation | None, in_
     if source is not None:
         counted = counted & sae.within_norm(other)
         changed = sae.encode(other) - features
-    return _change(subject, counted, changed, other - x, in_use, axes=base.shape[1:])
+    return _change(subject, base.shape[1:], counted, changed, other - x, in_use=in_use)
 
 
 def change_of_features(
@@ -117,17 +111,17 @@ def change_of_features(
     sae = in_use.sae
     x = base[list(subject.positions)].flatten(1).to(sae.W_enc)
     changed = features - sae.encode(x)
-    return _change(subject, sae.within_norm(x) & known, changed, changed @ sae.W_dec, in_use, axes=base.shape[1:])
+    return _change(subject, base.shape[1:], sae.within_norm(x) & known, changed, changed @ sae.W_dec, in_use=in_use)
 
 
 def _change(
     subject: Subject,
+    axes: tuple[int, ...],
     counted: Bool[Tensor, " position"],
     features: Float[Tensor, "position d_sae"],
     whole: Activation,
-    in_use: SaeInUse,
     *,
-    axes: Sequence[int],
+    in_use: SaeInUse,
 ) -> Change:
     """The change at the positions that count, and none at the others."""
     features, whole = features * counted[:, None], whole * counted[:, None]

@@ -79,6 +79,7 @@ def test_every_part_of_the_split_equals_the_hand_written_product(
     outcome, split = outcome_of(run(laboratory, engine, used, body()))
     plain = Plainly(laboratory, used, outcome)
     with torch.no_grad():
+        assert len(split.features) == 8
         for feature in split.features:
             contribution = plain.share(plain.written(feature.index))
             assert feature.activation.mean == pytest.approx(float(plain.f[-1, feature.index]), rel=1e-4)
@@ -97,7 +98,7 @@ def test_every_part_of_the_split_equals_the_hand_written_product(
 @pytest.mark.parametrize(
     ("family", "site"),
     [
-        *((family, site) for family in ("llama", "gpt2", "gemma2") for site in ("resid_mid", "attn_out")),
+        *((family, site) for family in ("llama", "gpt2", "gemma2") for site in ("resid_mid", "attn_out", "z")),
         *(
             (family, site)
             for family in ("gpt2", "gpt_neox", "gemma2")
@@ -111,7 +112,7 @@ def test_the_terms_add_up_to_the_metric_in_every_family(
     model = f"tiny-{family.replace('_', '-')}"
     facts = laboratory.catalogue.model(model)
     generator = torch.Generator().manual_seed(3)
-    width = facts.d_model
+    width = facts.heads * facts.d_head if site == "z" else facts.d_model
     shapes = {"W_enc": (width, FEATURES), "W_dec": (FEATURES, width), "b_dec": (width,)}
     weights = {name: torch.randn(shape, generator=generator) / width**0.5 for name, shape in shapes.items()}
     used = in_use(made(site, 1, **weights).sae, model, site=site, layer=1)
@@ -122,6 +123,20 @@ def test_the_terms_add_up_to_the_metric_in_every_family(
     assert everything(split) == pytest.approx(example.metric, abs=1e-3)
     assert own.gap == pytest.approx(abs(example.metric - own.sum_of_terms), abs=1e-6)
     assert own.gap < 1e-3
+
+
+def test_features_of_z_write_through_the_heads_output(laboratory: Laboratory, engine: Engine) -> None:
+    used = made("z", 1, width=48)
+    outcome, split = outcome_of(run(laboratory, engine, used, body()))
+    plain = Plainly(laboratory, used, outcome)
+    with torch.no_grad():
+        W_O = plain.reference.projection(1).weight.T
+        for feature in split.features:
+            written = plain.written(feature.index) @ W_O
+            assert feature.contribution.mean == pytest.approx(plain.share(written), abs=1e-4)
+    np.testing.assert_array_equal(array(split.outside.heads)[[0, 2]], array(outcome.terms.heads)[[0, 2]])
+    assert not array(split.outside.heads)[1].any()
+    np.testing.assert_array_equal(array(split.outside.attention_bias), array(outcome.terms.attention_bias))
 
 
 def test_what_is_split_is_the_sum_of_the_terms_that_it_replaces(laboratory: Laboratory, engine: Engine) -> None:
@@ -224,7 +239,6 @@ def test_a_job_is_billed_what_was_estimated(laboratory: Laboratory, engine: Engi
     ("facts", "method", "code"),
     [
         ({"model": "tiny-gpt2"}, {}, ErrorCode.SAE_MISMATCH),
-        ({"site": "z", "d_model": 48}, {}, ErrorCode.SAE_MISMATCH),
         ({"normalize_activations": "layer_norm"}, {}, ErrorCode.SAE_MISMATCH),
         ({}, {"sae": "none"}, ErrorCode.UNKNOWN_SAE),
     ],

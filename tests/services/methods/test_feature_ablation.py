@@ -17,6 +17,7 @@ from tests.services.methods.attribution_patching import array
 from tests.services.methods.conftest import SPEC, Laboratory
 from tests.services.methods.feature_reference import EXAMPLE, FEATURES, Plain, made, served
 from tests.services.methods.test_ablation import ALIKE, SHORT, UNLIKE
+from tests.services.methods.test_feature_patching import of_site
 
 MEAN = {"source": "mean", "references": [*ALIKE]}
 KL = {"metric": {"type": "kl_divergence"}}
@@ -50,11 +51,11 @@ class Ablated(Plain):
         return [torch.where((x.norm(dim=1) <= limit)[:, None], self.features(x), torch.nan) for x in activations]
 
 
-@pytest.mark.parametrize(("site", "layer"), [("resid_post", 1), ("mlp_out", 0), ("attn_out", 1)])
+@pytest.mark.parametrize(("site", "layer"), [("resid_post", 1), ("mlp_out", 0), ("attn_out", 1), ("z", 1)])
 def test_ablating_a_feature_to_zero_removes_its_direction_times_its_activation(
     laboratory: Laboratory, engine: Engine, site: str, layer: int
 ) -> None:
-    used = made(site, layer)
+    used = of_site(site, layer)
     result = run(laboratory, engine, used, body())
     plain = Ablated(laboratory, used, result)
     effects = array(result.effects)
@@ -69,14 +70,14 @@ def test_ablating_a_feature_to_zero_removes_its_direction_times_its_activation(
     assert float(array(result.together.estimated)) == pytest.approx(float(want.sum()), abs=1e-3)
 
 
+@pytest.mark.parametrize("site", ["resid_post", "z"])
 @pytest.mark.parametrize(
-    ("references", "over", "used_over"),
-    [(ALIKE, None, "position"), (ALIKE, "all", "all"), ((*ALIKE, *UNLIKE), None, "all")],
+    ("references", "over"), [(ALIKE, None), (ALIKE, "all"), ((*ALIKE, *UNLIKE), None)], ids=["alike", "all", "unlike"]
 )
 def test_a_mean_is_taken_as_mean_ablation_takes_it(
-    laboratory: Laboratory, engine: Engine, references: Any, over: str | None, used_over: str
+    laboratory: Laboratory, engine: Engine, site: str, references: Any, over: str | None
 ) -> None:
-    used = made()
+    used, used_over = of_site(site, 1), "position" if (references, over) == (ALIKE, None) else "all"
     result = run(laboratory, engine, used, body(source="mean", references=[*references], over=over, top_k=8))
     assert result.over == used_over
     every = Ablated(laboratory, used, result).references(laboratory, references)

@@ -29,7 +29,17 @@ OTHER_PAIR = PAIR | {
 }
 SHORT_PAIR = {"clean": "John gave", "corrupted": "Mary gave", "answer": " Mary", "foil": " John"}
 KL = {"type": "kl_divergence"}
-CASES = [("resid_post", 1, {}), ("mlp_out", 0, {"mode": "noising"}), ("attn_out", 1, {"positions": [-2, -6]})]
+CASES = [
+    ("resid_post", 1, {}),
+    ("mlp_out", 0, {"mode": "noising"}),
+    ("attn_out", 1, {"positions": [-2, -6]}),
+    ("z", 1, {}),
+]
+Z_WIDTH = 48
+
+
+def of_site(site: str, layer: int) -> SaeInUse:
+    return made(site, layer, width=Z_WIDTH) if site == "z" else made(site, layer)
 
 
 def body(pairs: tuple[dict[str, Any], ...] = (PAIR,), *, metric: Any = None, **method: Any) -> dict[str, Any]:
@@ -62,7 +72,7 @@ def at(plain: Plain, positions: Any, added: Any) -> Any:
 def test_an_effect_is_a_plain_forward_with_the_features_direction_added(
     laboratory: Laboratory, engine: Engine, site: str, layer: int, method: dict[str, Any]
 ) -> None:
-    used = made(site, layer)
+    used = of_site(site, layer)
     result = run(laboratory, engine, used, body(**method))
     plain, positions = plainly(laboratory, used, result), method.get("positions")
     effects = array(result.effects)
@@ -79,7 +89,7 @@ def test_an_effect_is_a_plain_forward_with_the_features_direction_added(
 def test_an_estimate_is_the_change_times_the_gradient(
     laboratory: Laboratory, engine: Engine, site: str, layer: int, method: dict[str, Any]
 ) -> None:
-    used = made(site, layer)
+    used = of_site(site, layer)
     result = run(laboratory, engine, used, body(**method))
     plain = plainly(laboratory, used, result)
     gradient = at(plain, method.get("positions"), plain.gradient())
@@ -98,8 +108,9 @@ def test_an_estimate_is_the_change_times_the_gradient(
     assert result.check.largest_error == pytest.approx(float(np.abs(found - array(result.effects)).max()), abs=1e-6)
 
 
-def test_by_position_a_cell_changes_that_position_alone(laboratory: Laboratory, engine: Engine) -> None:
-    used = made()
+@pytest.mark.parametrize("site", ["resid_post", "z"])
+def test_by_position_a_cell_changes_that_position_alone(laboratory: Laboratory, engine: Engine, site: str) -> None:
+    used = of_site(site, 1)
     result = run(laboratory, engine, used, body(by_position=True, top_k=6))
     plain = plainly(laboratory, used, result)
     assert result.positions == tuple(range(len(plain.base)))
