@@ -16,8 +16,9 @@ import traceback
 from pathlib import Path
 
 from benchmarks.report import table, write_section
-from tests.chaos.drill import FULL, SHORT, Drill, Findings, Ground
+from tests.chaos.drill import FULL, SHORT, Drill, Findings
 from tests.chaos.drills import ALL
+from tests.chaos.plant import running_plant
 
 REPORT = Path(__file__).parents[2] / "benchmarks" / "CHAOS.md"
 FUZZ = "tests.chaos.fuzz"
@@ -25,11 +26,12 @@ FUZZ = "tests.chaos.fuzz"
 
 
 def conduct(drill: Drill, short: bool, store: Path) -> tuple[Findings, float]:
-    """One drill on fresh ground; a drill that breaks off has found that it does not hold."""
+    """One drill on a plant of its own; one that breaks off has found that something does not hold."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"lensd-{drill.name}-") as folder:
         try:
-            findings = drill.run(Ground(Path(folder) / "home", store, SHORT if short else FULL))
+            with running_plant(Path(folder) / "home", store, workers=drill.workers) as plant:
+                findings = drill.run(plant, SHORT if short else FULL)
         except Exception as error:
             traceback.print_exc()
             findings = Findings()

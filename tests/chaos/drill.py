@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from tests.chaos.plant import Plant
 
 
 @dataclass(frozen=True)
@@ -55,27 +56,21 @@ class Scale:
     waiting: int = 1_000
     """Clients that wait at once."""
     neighbours: int = 31
-    pace: float = 40.0
+    pace: float = 25.0
     """Jobs submitted a second."""
+    memory: bool = True
+    """Whether a job outgrows memory, too: another minute of leases."""
 
 
 FULL = Scale()
-SHORT = Scale(jobs=60, kills=2, between_kills_s=4.0, clients=300, waiting=200, neighbours=31, pace=12.0)
-
-
-@dataclass(frozen=True)
-class Ground:
-    """Where a drill takes place: an empty folder of its own, and the store of prepared models."""
-
-    home: Path
-    store: Path
-    scale: Scale
+SHORT = Scale(jobs=60, kills=2, between_kills_s=4.0, clients=300, waiting=200, memory=False, pace=12.0)
 
 
 @dataclass(frozen=True)
 class Drill:
-    """`title` is what it does to the deployment."""
+    """`title` is what is done to the deployment, which has `workers` workers and is whole again afterwards."""
 
     name: str
     title: str
-    run: Callable[[Ground], Findings]
+    run: Callable[[Plant, Scale], Findings]
+    workers: int = 1

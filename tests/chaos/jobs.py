@@ -36,6 +36,24 @@ def sweep(*, pairs: int = 1) -> Body:
     }
 
 
+def middling(number: int) -> Body:
+    """Direct logit attribution on a text of some hundred tokens: one row, a tenth of a second of SmolLM2."""
+    text = "The researchers looked at the model again and again, and every time they looked it said something new. " * 6
+    return {
+        "kind": "attribution",
+        "model": "smollm2-135m",
+        "method": {"type": "direct_logit_attribution"},
+        "examples": [{"prompt": text + str(number % VARIANTS), "answer": " Mary", "foil": " John"}],
+        "cache": False,
+    }
+
+
+def gluttonous() -> Body:
+    """Attention patterns of a long text in every layer at once: about a gigabyte while it runs."""
+    text = "The researchers looked at the model again and again, and every time they looked it said something new. " * 60
+    return {"kind": "attention", "model": "smollm2-135m", "prompts": [text], "cache": False}
+
+
 def _pair(answer: str, foil: str) -> Body:
     clean = f"When {foil} and {answer} went to the shops, {foil} gave the bag to"
     corrupted = f"When {foil} and {answer} went to the shops, {answer} gave the bag to"

@@ -84,30 +84,32 @@ class Load:
 
     def judge(self, findings: Findings) -> None:
         """What must hold of any load, whatever died."""
+        self._judge_small(findings)
+        lost = [entry for entry in self.ledger.accepted if not self.recorder.ends(entry.job_id)]
+        twice = [entry for entry in self.ledger.accepted if len(self.recorder.ends(entry.job_id)) > 1]
+        findings.equal("accepted jobs lost", 0, len(lost))
+        findings.equal("jobs with two ends", 0, len(twice))
+        findings.equal("Idempotency-Keys with two jobs", 0, len(self.ledger.torn))
+        findings.equal("answers other than 200, 202 and 503", 0, len(self.ledger.unexpected))
+        if self.sweep is not None:
+            self._judge_sweep(findings, self.sweep)
+        if self.ledger.unexpected:
+            findings.note(f"the first unexpected answer: {self.ledger.unexpected[0]}")
+
+    def _judge_small(self, findings: Findings) -> None:
         jobs, accepted = self.small, [entry for entry in self.small if entry.job_ids]
         documents = self.documents(accepted)
         statuses = Counter(document.get("status", document.get("code")) for document in documents)
         findings.holds("all that was accepted ends", "yes", "yes" if self.all_ended else "no", self.all_ended)
         findings.equal("small jobs accepted", len(jobs), len(accepted))
-        findings.equal("accepted jobs that succeeded, with their result", len(accepted), sum(map(_whole, documents)))
+        findings.equal("small jobs that succeeded, with their result", len(jobs), sum(map(_whole, documents)))
         if statuses.keys() - {"succeeded"}:
             findings.note(f"the small jobs ended {dict(statuses)}: {_first_error(documents)}")
-        everything = self.ledger.accepted
-        lost = [entry for entry in everything if not self.recorder.ends(entry.job_id)]
-        twice = [entry for entry in everything if len(self.recorder.ends(entry.job_id)) > 1]
-        findings.equal("accepted jobs lost", 0, len(lost))
-        findings.equal("jobs with two ends", 0, len(twice))
-        findings.equal("Idempotency-Keys with two jobs", 0, len(self.ledger.torn))
-        findings.equal("answers other than 200, 202 and 503", 0, len(self.ledger.unexpected))
         apart = max_distance(documents, [entry.body for entry in accepted])
         findings.at_most("the same job's numbers lie apart", TOLERANCE, apart)
-        if self.sweep is not None:
-            self._judge_sweep(findings, self.sweep)
         attempts = Counter(document.get("attempt") for document in documents)
         more = {attempt: count for attempt, count in sorted(attempts.items()) if attempt and attempt > 1}
         findings.note(f"small jobs by their number of attempts, where more than one: {more or 'none'}")
-        if self.ledger.unexpected:
-            findings.note(f"the first unexpected answer: {self.ledger.unexpected[0]}")
 
     def _judge_sweep(self, findings: Findings, entry: Entry) -> None:
         (document,) = self.documents([entry])

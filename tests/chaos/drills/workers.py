@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.chaos.drill import Drill, Findings, Ground
+from tests.chaos.drill import Drill, Findings, Scale
 from tests.chaos.load import Load, under_load, until
-from tests.chaos.plant import Plant, Process, running_plant
+from tests.chaos.plant import Plant, Process
 
 START_AGAIN_S = 20.0
 
@@ -24,14 +24,14 @@ class Death:
     at: float
 
 
-def run(ground: Ground) -> Findings:
-    findings, scale = Findings(), ground.scale
-    with running_plant(ground.home, ground.store, workers=2) as plant:
-        with under_load(plant, scale.jobs, scale.pace) as load:
-            deaths, kills = _kill_in_turn(plant, load, scale.between_kills_s, scale.jobs / scale.pace)
-        load.judge(findings)
-        _judge_restarts(findings, load, deaths)
-        findings.note(f"{kills} kills, {len(deaths)} attempts died with their worker")
+def run(plant: Plant, scale: Scale) -> Findings:
+    findings = Findings()
+    with under_load(plant, scale.jobs, scale.pace) as load:
+        deaths, kills = _kill_in_turn(plant, load, scale.between_kills_s, scale.jobs / scale.pace)
+    load.judge(findings)
+    _judge_restarts(findings, load, deaths)
+    findings.note(f"{kills} kills, {len(deaths)} attempts died with their worker")
+    plant.wait_for_workers()
     return findings
 
 
@@ -75,4 +75,4 @@ def _judge_restarts(findings: Findings, load: Load, deaths: Sequence[Death]) -> 
     findings.at_most("longest time until a dead attempt's job started again", START_AGAIN_S, max(delays, default=0), " s")
 
 
-DRILL = Drill("workers", "two workers, one killed -9 in turn, under small jobs and a long sweep", run)
+DRILL = Drill("workers", "two workers, one killed -9 in turn, under small jobs and a long sweep", run, workers=2)
