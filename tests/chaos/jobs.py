@@ -49,9 +49,12 @@ def middling(number: int) -> Body:
 
 
 def gluttonous() -> Body:
-    """Attention patterns of a long text in every layer at once: about a gigabyte while it runs."""
-    text = "The researchers looked at the model again and again, and every time they looked it said something new. " * 60
-    return {"kind": "attention", "model": "smollm2-135m", "prompts": [text], "cache": False}
+    """Activations of a long text, as many as one result may hold: hundreds of megabytes while it is put together."""
+    text = (
+        "The researchers looked at the model again and again, and every time they looked it said something new. " * 39
+    )
+    sites = [{"site": "mlp_post", "layer": layer} for layer in range(12)]
+    return {"kind": "activations", "model": "smollm2-135m", "prompts": [text], "sites": sites, "cache": False}
 
 
 def _pair(answer: str, foil: str) -> Body:

@@ -115,9 +115,7 @@ class Client:
         ledger = self._ledger
         while time.monotonic() < give_up_at:
             try:
-                status, headers, document = self.request(
-                    "POST", "/v1/jobs", entry.body, {"Idempotency-Key": entry.key}
-                )
+                status, headers, document = self.request("POST", "/v1/jobs", entry.body, {"Idempotency-Key": entry.key})
             except NO_ANSWER:
                 with ledger.lock:
                     ledger.cut_off += 1

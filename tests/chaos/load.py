@@ -140,12 +140,13 @@ def until(seconds: float, over: Callable[[], bool]) -> bool:
 
 
 def max_distance(documents: Sequence[Any], bodies: Sequence[Any]) -> float:
-    """How far the results of equal bodies lie apart at most, in the metric's units."""
+    """How far the results of equal bodies lie apart at most, in the metric's units; infinite if none are equal."""
     by_body: defaultdict[str, list[Any]] = defaultdict(list)
     for document, body in zip(documents, bodies, strict=True):
         if _whole(document):
             by_body[json.dumps(body)].append(_numbers(document["result"]))
-    return max((float(np.ptp(np.array(same), axis=0).max()) for same in by_body.values()), default=0.0)
+    compared = [np.array(same) for same in by_body.values() if len(same) > 1 and same[0]]
+    return max((float(np.ptp(same, axis=0).max()) for same in compared), default=float("inf"))
 
 
 def _numbers(node: Any) -> list[float]:

@@ -30,7 +30,7 @@ class Happening:
     status: str
     attempt: int
     started_at: float
-    error: str
+    done: int
 
 
 class Recorder:
@@ -93,5 +93,5 @@ def _happening(entry: bytes, fields: dict[bytes, bytes]) -> Happening:
         status=fields[b"status"].decode(),
         attempt=int(fields.get(b"attempt", b"0")),
         started_at=int(fields.get(b"started_at", b"0")) / 1e6,
-        error=fields.get(b"error", b"").decode(),
+        done=int(fields.get(b"done", b"0")),
     )

@@ -22,7 +22,7 @@ from tests.processes import eventually
 ATTEMPTS = 3
 END_S = 240.0
 LOOK_EVERY_S = 0.002
-ALLOWED_BYTES = 600 * 2**20
+ALLOWED_BYTES = 200 * 2**20
 """What a worker may take beyond what it holds when idle."""
 
 Trigger = Callable[[Process], bool]
@@ -75,16 +75,16 @@ def _outgrow(plant: Plant, scale: Scale, recorder: Recorder, findings: Findings)
     plant.wait_for_workers()
 
 
-def _judge(
-    load: Load, entry: Entry, neighbours: list[Entry], kills: list[int], findings: Findings, which: str
-) -> None:
+def _judge(load: Load, entry: Entry, neighbours: list[Entry], kills: list[int], findings: Findings, which: str) -> None:
     everything = [entry, *neighbours]
     ended = eventually(lambda: load.ended(everything), END_S)
     findings.holds(f"{which}, and its neighbours, end", "yes", "yes" if ended else "no", ended)
     (document,) = load.documents([entry])
     error = document["error"] or {}
     findings.equal(f"{which} ends", "failed: worker_lost", f"{document['status']}: {error.get('code')}")
-    findings.equal(f"{which}: attempts, each of which killed a worker", (ATTEMPTS, ATTEMPTS), (document["attempt"], len(kills)))
+    findings.equal(
+        f"{which}: attempts, each of which killed a worker", (ATTEMPTS, ATTEMPTS), (document["attempt"], len(kills))
+    )
     succeeded = sum(d["status"] == "succeeded" for d in load.documents(neighbours))
     findings.equal(f"{which}: neighbours that succeed", len(neighbours), succeeded)
 

@@ -72,7 +72,9 @@ def _judge_restarts(findings: Findings, load: Load, deaths: Sequence[Death]) -> 
         else:
             never += not load.recorder.ends(death.job_id)
     findings.equal("attempts that died and were neither started again nor ended", 0, never)
-    findings.at_most("longest time until a dead attempt's job started again", START_AGAIN_S, max(delays, default=0), " s")
+    findings.at_most(
+        "longest time until a dead attempt's job started again", START_AGAIN_S, max(delays, default=0), " s"
+    )
 
 
 DRILL = Drill("workers", "two workers, one killed -9 in turn, under small jobs and a long sweep", run, workers=2)
