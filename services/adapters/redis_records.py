@@ -1,20 +1,30 @@
 """How a job record lies in a Redis hash: JSON for what never changes, one small field for each thing that does."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
 from pydantic import TypeAdapter
+from redis.exceptions import ResponseError
 
 from services.contracts.generation import NewTokens
 from services.contracts.inputs import Inputs
 from services.contracts.job import JobError, JobProgress, JobSpec, JobStatus
 from services.jobs.limits import OwnerLimits
 from services.jobs.policy import JobPolicy
-from services.jobs.record import DEADLINE_EXCEEDED, WORKER_LOST, Claim, JobRecord, NewJob, Size, StoredResult
+from services.jobs.record import (
+    DEADLINE_EXCEEDED,
+    RECORD_DAMAGED,
+    WORKER_LOST,
+    Claim,
+    JobRecord,
+    NewJob,
+    Size,
+    StoredResult,
+)
 
 Hash = Mapping[str, bytes]
 
@@ -67,6 +77,18 @@ def moment(value: bytes) -> datetime:
 def hash_of(fields: Sequence[str], values: Iterable[bytes | None]) -> Hash:
     """The answer to HMGET, without what is missing."""
     return {field: value for field, value in zip(fields, values, strict=True) if value is not None}
+
+
+def hashes(answers: Iterable[Any], fields: Sequence[str]) -> Iterator[Hash]:
+    """What answers to HMGET have of `fields`; nothing of what lies in a hash's place and is none. Raises other errors."""
+    for answer in answers:
+        if isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
+            _log.error("what lies in a record's place is no record")
+            yield {}
+        elif isinstance(answer, Exception):
+            raise answer
+        else:
+            yield hash_of(fields, answer)
 
 
 def flat_hash(items: Sequence[bytes]) -> Hash:
@@ -172,5 +194,6 @@ def policy_argument(policy: JobPolicy) -> bytes:
             "kept_shared_events": KEPT_SHARED_EVENTS,
             "deadline_exceeded": DEADLINE_EXCEEDED.model_dump_json(),
             "worker_lost": WORKER_LOST.model_dump_json(),
+            "damaged": RECORD_DAMAGED.model_dump_json(),
         }
     )

@@ -16,6 +16,8 @@ from tests.chaos.plant import Plant
 CONNECT_S = 5.0
 ANSWER_S = 30.0
 LONGEST_PAUSE_S = 0.5
+IDLE_S = 3.0
+"""After which a connection is not used again: the gateway closes idle ones soon."""
 NO_ANSWER = (OSError, http.client.HTTPException, json.JSONDecodeError)
 """What a client meets while a gateway dies: refused, reset, cut off in the middle."""
 
@@ -65,11 +67,14 @@ class Client:
         self._plant = plant
         self._ledger = ledger
         self._connection: http.client.HTTPConnection | None = None
+        self._used_at = 0.0
 
     def request(
         self, method: str, path: str, body: Body | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, Mapping[str, str], Any]:
         """Status, headers and JSON; raises one of NO_ANSWER."""
+        if time.monotonic() - self._used_at > IDLE_S:
+            self.hang_up()
         if self._connection is None:
             self._connection = http.client.HTTPConnection("127.0.0.1", self._plant.port, timeout=ANSWER_S)
         try:
@@ -78,7 +83,8 @@ class Client:
             self._connection.request(method, path, text, {**self._plant.headers, **content, **(headers or {})})
             answer = self._connection.getresponse()
             raw = answer.read()
-            return answer.status, answer.headers, json.loads(raw) if raw else None
+            self._used_at = time.monotonic()
+            return answer.status, dict(answer.headers), json.loads(raw) if raw else None
         except NO_ANSWER:
             self.hang_up()
             raise

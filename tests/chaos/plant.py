@@ -201,7 +201,7 @@ def running_plant(home: Path, store: Path, *, workers: int = 1, **environment: s
             "LENSD_REDIS_URL": valkey.url,
             "LENSD_PORT": str(port),
             "LENSD_BOOTSTRAP_KEY": api_key,
-            "LENSD_THREADS": "1",
+            "LENSD_THREADS": str(max(1, (os.cpu_count() or 1) // workers)),
             "OMP_WAIT_POLICY": "passive",
             "PYTHONUNBUFFERED": "1",
         } | environment  # fmt: skip

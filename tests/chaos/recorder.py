@@ -7,6 +7,7 @@ result or a step back would show here, whoever reads the record later.
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self, cast
 
@@ -81,9 +82,10 @@ class Recorder:
             answer = redis.xread({"lensd:events": self._last}, count=READ_AT_ONCE, block=200)
             for _, entries in cast("list[tuple[bytes, list[_Entry]]]", answer):
                 for entry, fields in entries:
-                    with self._lock:
-                        self._jobs[fields[b"job"].decode()].append(_happening(entry, fields))
                     self._last = entry
+                    # A drill may have put nonsense into a record, and so into its events.
+                    with self._lock, suppress(ValueError):
+                        self._jobs[fields[b"job"].decode()].append(_happening(entry, fields))
 
 
 def _happening(entry: bytes, fields: dict[bytes, bytes]) -> Happening:

@@ -7,6 +7,7 @@ replaced by something that is no record at all.
 import base64
 import json
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from redis import Redis
 
@@ -59,8 +60,8 @@ DOORBELLS: Sequence[bytes] = (
 )
 
 
-def _set(**fields: str) -> Callable[[Redis, str], object]:
-    return lambda redis, job_id: redis.hset(f"lensd:job:{job_id}", mapping=dict(fields))
+def _set(**fields: Any) -> Callable[[Redis, str], object]:
+    return lambda redis, job_id: redis.hset(f"lensd:job:{job_id}", mapping={**fields})
 
 
 def _without(field: str) -> Callable[[Redis, str], object]:
@@ -171,8 +172,10 @@ def _left(redis: Redis, entries: Sequence[Entry]) -> list[str]:
 
 
 def _status(redis: Redis, job_id: str) -> str:
-    kind = redis.type(f"lensd:job:{job_id}").decode()
-    return (redis.hget(f"lensd:job:{job_id}", "status") or b"?").decode() if kind == "hash" else kind
+    kind = cast("bytes", redis.type(f"lensd:job:{job_id}")).decode()
+    return (
+        (cast("bytes | None", redis.hget(f"lensd:job:{job_id}", "status")) or b"?").decode() if kind == "hash" else kind
+    )
 
 
 DRILL = Drill("malformed", "doorbells and job records that lensd did not write, put into the store by hand", run)

@@ -20,6 +20,8 @@ from tests.processes import eventually
 
 JOBS = 20
 AT_ONCE = 100
+WARM_UP = 400
+"""Enough for the gateway to have all the threads and connections to the store that it ever has."""
 WAIT_S = 10
 GROWTH_BYTES = 25_000_000
 """A leak of 5 kB a client would be twice that, over 10,000 of them."""
@@ -44,7 +46,7 @@ def run(plant: Plant, scale: Scale) -> Findings:
     with Recorder(plant) as recorder:
         entries = [client.submit(small(number)) for number in range(JOBS)]
         jobs = [entry.job_id for entry in entries]
-        asyncio.run(_vanish(plant, jobs, scale.clients // 10))
+        asyncio.run(_vanish(plant, jobs, max(WARM_UP, scale.clients // 10)))
         before = _settled(plant)
         began = time.monotonic()
         wrong = asyncio.run(_vanish(plant, jobs, scale.clients))

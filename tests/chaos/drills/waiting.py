@@ -6,6 +6,7 @@ The jobs are queued while no worker runs, so that all clients are there before t
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from redis import Redis
 
@@ -115,7 +116,7 @@ def _cancel_running(plant: Plant, client: Client, recorder: Recorder, findings: 
     entries, seconds = [client.submit(small(1))], []
     for _ in range(CANCELS):
         job_id = client.submit(sweep()).job_id
-        eventually(lambda job=job_id: any(h.status == "running" and h.done for h in recorder.of(job)), 60)
+        eventually(partial(_runs, recorder, job_id), 60)
         seconds.append(_cancelled_after(client, recorder, job_id))
         entries.append(client.submit(small(1)))
     eventually(lambda: load.ended(entries), 60)
@@ -123,6 +124,11 @@ def _cancel_running(plant: Plant, client: Client, recorder: Recorder, findings: 
     findings.at_most(f"a running sweep is cancelled within, slowest of {CANCELS}", CANCEL_S, max(seconds), " s")
     findings.at_most("the next job's numbers lie apart from those before", TOLERANCE, apart)
     findings.note("cancelling a running sweep took " + ", ".join(f"{s * 1e3:.0f}" for s in seconds) + " ms")
+
+
+def _runs(recorder: Recorder, job_id: str) -> bool:
+    """Whether it has come some way."""
+    return any(happening.status == "running" and happening.done for happening in recorder.of(job_id))
 
 
 def _cancelled_after(client: Client, recorder: Recorder, job_id: str) -> float:
