@@ -1,7 +1,7 @@
 """Kombu's way through Redis, made to survive messages that lensd did not write.
 
-Out of the box one malformed message ends a worker's consumer for good ("unrecoverable error"). Here it is dropped with a
-line in the log: a doorbell carries nothing that could be lost, and the reaper rings again for jobs that wait.
+Out of the box one malformed message ends a worker's consumer for good ("unrecoverable error"). Here it is dropped with
+a line in the log: a doorbell carries nothing that could be lost, and the reaper rings again for jobs that wait.
 """
 
 import binascii

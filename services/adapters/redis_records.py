@@ -80,7 +80,7 @@ def hash_of(fields: Sequence[str], values: Iterable[bytes | None]) -> Hash:
 
 
 def hashes(answers: Iterable[Any], fields: Sequence[str]) -> Iterator[Hash]:
-    """What answers to HMGET have of `fields`; nothing of what lies in a hash's place and is none. Raises other errors."""
+    """What answers to HMGET have of `fields`; nothing of what is no hash at all. Raises any other error."""
     for answer in answers:
         if isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
             _log.error("what lies in a record's place is no record")

@@ -53,7 +53,7 @@ def _fill(plant: Plant, load: Load, client: Client, findings: Findings, how: str
     findings.equal("what they say", {"store_unavailable"}, codes)
     findings.equal("they and those that found room", JOBS, len(failed) + _succeeded(documents))
     findings.equal("small jobs beside them that succeed", JOBS, _succeeded(_ended(load, beside)))
-    leftovers = [path for path in (plant.home / "blobs").rglob("*.tmp")]
+    leftovers = list((plant.home / "blobs").rglob("*.tmp"))
     findings.equal("unfinished files left behind", 0, len(leftovers))
     findings.note(f"a job without room says: {failed[0]['error']['message'] if failed else 'nothing'}")
     for entry in large:
