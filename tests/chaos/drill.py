@@ -58,12 +58,14 @@ class Scale:
     neighbours: int = 31
     pace: float = 25.0
     """Jobs submitted a second."""
+    patience: float = 1.0
+    """What bounds of time are multiplied by: beside other tests no clock decides."""
     memory: bool = True
     """Whether a job outgrows memory, too: another minute of leases."""
 
 
 FULL = Scale()
-SHORT = Scale(jobs=60, kills=2, between_kills_s=4.0, clients=300, waiting=200, memory=False, pace=12.0)
+SHORT = Scale(jobs=60, kills=2, between_kills_s=4.0, clients=300, waiting=200, memory=False, patience=20.0, pace=12.0)
 
 
 @dataclass(frozen=True)

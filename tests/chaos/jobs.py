@@ -25,12 +25,17 @@ def small(number: int) -> Body:
     }
 
 
-def sweep(*, pairs: int = 1) -> Body:
-    """Every head of SmolLM2 at every position of IOI pairs, one row each: ten seconds of engine work a pair."""
+def sweep(*, pairs: int = 1, layers: int = 30) -> Body:
+    """The heads of SmolLM2 at every position of IOI pairs, one row each: ten seconds of engine work a pair."""
     return {
         "kind": "patching",
         "model": "smollm2-135m",
-        "method": {"type": "activation_patching", "site": "z", "positions": list(range(14))},
+        "method": {
+            "type": "activation_patching",
+            "site": "z",
+            "layers": list(range(layers)),
+            "positions": list(range(14)),
+        },
         "pairs": [_pair(*names) for names in list(itertools.permutations(NAMES, 2))[:pairs]],
         "cache": False,
     }

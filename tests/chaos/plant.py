@@ -1,6 +1,6 @@
-"""The processes of one deployment, each of which a drill may kill, freeze and start again: nobody else looks after them.
+"""The processes of one deployment, each of which a drill may kill, freeze and start again; nobody else sees to them.
 
-Valkey, one gateway and any number of workers, started as the one-command stack starts them but without its supervisor:
+Valkey, one gateway and any number of workers, started as the one-command stack starts them, without its supervisor:
 what a drill killed stays dead until the drill says otherwise.
 """
 

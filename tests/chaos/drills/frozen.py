@@ -19,7 +19,7 @@ START_AGAIN_S = 20.0
 END_S = 60.0
 
 
-def run(plant: Plant, _scale: Scale) -> Findings:
+def run(plant: Plant, scale: Scale) -> Findings:
     findings, ledger = Findings(), Ledger()
     frozen = plant.workers[0]
     name = plant.name_of(frozen)
@@ -27,12 +27,14 @@ def run(plant: Plant, _scale: Scale) -> Findings:
     with Recorder(plant) as recorder:
         caught = _freeze_at_work(plant, client, frozen, name)
         entries = ledger.accepted
-        overtaken = eventually(lambda: all(len(recorder.ends(e.job_id)) == 1 for e in entries), START_AGAIN_S + END_S)
+        overtaken = eventually(
+            lambda: all(len(recorder.ends(e.job_id)) == 1 for e in entries), (START_AGAIN_S + END_S) * scale.patience
+        )
         frozen.thaw()
-        late = eventually(lambda: _late(frozen, caught), END_S)
+        late = eventually(lambda: _late(frozen, caught), END_S * scale.patience)
         load = Load(plant, recorder, ledger)
         again = [client.submit(entry.body) for entry in entries]
-        eventually(lambda: load.ended(again), END_S)
+        eventually(lambda: load.ended(again), END_S * scale.patience)
         documents = {entry.job_id: document for entry, document in zip(entries, load.documents(entries), strict=True)}
         apart = max_distance([*documents.values(), *load.documents(again)], [e.body for e in (*entries, *again)])
     holders = _holders(plant, caught)

@@ -1,4 +1,4 @@
-"""A job that kills its worker each time it runs, among good neighbours that share its chunk; and one that outgrows memory.
+"""A job that kills its worker each time it runs, among good neighbours in its chunk; and one that outgrows memory.
 
 The killer is this drill: it watches which jobs each worker says it is about to run, and sends SIGKILL whenever the
 poisonous one is among them. Of the second job it knows nothing: it kills, as a kernel would, a worker that takes more
@@ -20,7 +20,7 @@ from tests.chaos.recorder import Recorder
 from tests.processes import eventually
 
 ATTEMPTS = 3
-END_S = 240.0
+END_S = 400.0
 LOOK_EVERY_S = 0.002
 ALLOWED_BYTES = 200 * 2**20
 """What a worker may take beyond what it holds when idle."""
@@ -51,7 +51,7 @@ def _poison(plant: Plant, scale: Scale, recorder: Recorder, findings: Findings) 
         entry = client.submit(middling(0))
         poison.append(entry.job_id)
         neighbours += [client.submit(middling(number)) for number in range(scale.neighbours - len(neighbours))]
-        _judge(load, entry, neighbours, kills, findings, "the job that kills its worker")
+        _judge(load, entry, neighbours, kills, findings=findings, which="the poisonous job")
     client.hang_up()
     plant.wait_for_workers()
 
@@ -70,12 +70,14 @@ def _outgrow(plant: Plant, scale: Scale, recorder: Recorder, findings: Findings)
     with _killed_when(plant, outgrows) as kills:
         entry = client.submit(gluttonous())
         neighbours = [client.submit(middling(number)) for number in range(scale.neighbours)]
-        _judge(load, entry, neighbours, kills, findings, "the job that outgrows memory")
+        _judge(load, entry, neighbours, kills, findings=findings, which="the job that outgrows memory")
     client.hang_up()
     plant.wait_for_workers()
 
 
-def _judge(load: Load, entry: Entry, neighbours: list[Entry], kills: list[int], findings: Findings, which: str) -> None:
+def _judge(
+    load: Load, entry: Entry, neighbours: list[Entry], kills: list[int], *, findings: Findings, which: str
+) -> None:
     everything = [entry, *neighbours]
     ended = eventually(lambda: load.ended(everything), END_S)
     findings.holds(f"{which}, and its neighbours, end", "yes", "yes" if ended else "no", ended)

@@ -46,7 +46,7 @@ def run(plant: Plant, scale: Scale) -> Findings:
     without = outages.without_retry_after + load.ledger.without_retry_after
     findings.equal("of all 503, those without Retry-After", 0, without)
     findings.equal("requests during outages without an answer", 0, outages.no_answer)
-    findings.at_most("the gateway answers again after", RECOVER_S, max(outages.recovery_s), " s")
+    findings.at_most("the gateway answers again after", RECOVER_S * scale.patience, max(outages.recovery_s), " s")
     same = plant.gateway.alive and gateway == plant.gateway.pid and _workers(plant) == workers
     findings.holds("gateway and workers are the processes they were", "yes", "yes" if same else "no", same)
     findings.note(f"{scale.kills} kills; 503 to submitting clients: {_submitting(load)}")

@@ -34,26 +34,27 @@ def run(plant: Plant, scale: Scale) -> Findings:
         worker.end()
     with Recorder(plant) as recorder:
         jobs = [client.submit(small(number)).job_id for number in range(JOBS)]
-        _wait(plant, recorder, jobs, scale.waiting, findings)
-        _cancel_queued(plant, client, recorder, findings)
-        _cancel_running(plant, client, recorder, findings)
+        _wait(plant, recorder, jobs, scale, findings)
+        _cancel_queued(plant, client, recorder, scale, findings)
+        _cancel_running(plant, client, recorder, scale, findings)
     client.hang_up()
     return findings
 
 
-def _wait(plant: Plant, recorder: Recorder, jobs: Sequence[str], count: int, findings: Findings) -> None:
-    before = plant.gateway.rss_bytes()
+def _wait(plant: Plant, recorder: Recorder, jobs: Sequence[str], scale: Scale, findings: Findings) -> None:
+    count, before = scale.waiting, plant.gateway.rss_bytes()
     answered, held, readers = asyncio.run(_together(plant, jobs, count))
     seconds = sorted(at - recorder.ends(job_id)[0].at for job_id, at in answered if recorder.ends(job_id))
     findings.equal("clients that waited and got the end of their job", count, len(seconds))
     findings.equal("readers of the stream of events in the gateway", 1, readers)
     slowest = seconds[int(0.99 * len(seconds))] if seconds else float("inf")
-    findings.at_most("the answer comes after the job's end, 99th percentile", ANSWER_S, slowest, " s")
+    findings.at_most("the answer comes after the job's end, 99th percentile", ANSWER_S * scale.patience, slowest, " s")
     median = seconds[len(seconds) // 2] if seconds else float("inf")
     each = (held - before) / count / 1e3
     findings.note(
-        f"{count} clients at once for {len(jobs)} jobs: {median * 1e3:.0f} ms at the median, {slowest * 1e3:.0f} ms at the "
-        f"99th percentile; the gateway {before / 1e6:.0f} MB before, {held / 1e6:.0f} MB while they waited ({each:.0f} kB each)"
+        f"{count} clients at once for {len(jobs)} jobs: {median * 1e3:.0f} ms at the median, {slowest * 1e3:.0f} ms at "
+        f"the 99th percentile; the gateway {before / 1e6:.0f} MB before, {held / 1e6:.0f} MB while they waited "
+        f"({each:.0f} kB each)"
     )
 
 
@@ -100,17 +101,18 @@ def _stream_readers(redis: Redis) -> int:
     return sum(entry["cmd"] == "xread" for entry in redis.client_list()) - 1
 
 
-def _cancel_queued(plant: Plant, client: Client, recorder: Recorder, findings: Findings) -> None:
-    """While the only worker is frozen, and so cannot claim it."""
-    worker = plant.workers[0]
-    worker.freeze()
+def _cancel_queued(plant: Plant, client: Client, recorder: Recorder, scale: Scale, findings: Findings) -> None:
+    """While the workers are frozen, and so cannot claim it."""
+    for worker in plant.workers:
+        worker.freeze()
     job_id = client.submit(small(0)).job_id
     seconds = _cancelled_after(client, recorder, job_id)
-    worker.thaw()
-    findings.at_most("a queued job is cancelled within", CANCEL_S, seconds, " s")
+    for worker in plant.workers:
+        worker.thaw()
+    findings.at_most("a queued job is cancelled within", CANCEL_S * scale.patience, seconds, " s")
 
 
-def _cancel_running(plant: Plant, client: Client, recorder: Recorder, findings: Findings) -> None:
+def _cancel_running(plant: Plant, client: Client, recorder: Recorder, scale: Scale, findings: Findings) -> None:
     """Again and again in the middle of a sweep; the small job after it gives the numbers of the one before."""
     load = Load(plant, recorder, Ledger())
     entries, seconds = [client.submit(small(1))], []
@@ -121,7 +123,9 @@ def _cancel_running(plant: Plant, client: Client, recorder: Recorder, findings: 
         entries.append(client.submit(small(1)))
     eventually(lambda: load.ended(entries), 60)
     apart = max_distance(load.documents(entries), [entry.body for entry in entries])
-    findings.at_most(f"a running sweep is cancelled within, slowest of {CANCELS}", CANCEL_S, max(seconds), " s")
+    findings.at_most(
+        f"a running sweep is cancelled within, slowest of {CANCELS}", CANCEL_S * scale.patience, max(seconds), " s"
+    )
     findings.at_most("the next job's numbers lie apart from those before", TOLERANCE, apart)
     findings.note("cancelling a running sweep took " + ", ".join(f"{s * 1e3:.0f}" for s in seconds) + " ms")
 

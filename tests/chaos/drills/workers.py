@@ -29,7 +29,7 @@ def run(plant: Plant, scale: Scale) -> Findings:
     with under_load(plant, scale.jobs, scale.pace) as load:
         deaths, kills = _kill_in_turn(plant, load, scale.between_kills_s, scale.jobs / scale.pace)
     load.judge(findings)
-    _judge_restarts(findings, load, deaths)
+    _judge_restarts(findings, load, deaths, START_AGAIN_S * scale.patience)
     findings.note(f"{kills} kills, {len(deaths)} attempts died with their worker")
     plant.wait_for_workers()
     return findings
@@ -62,7 +62,7 @@ def _kill(plant: Plant, worker: Process) -> Sequence[Death]:
     ]
 
 
-def _judge_restarts(findings: Findings, load: Load, deaths: Sequence[Death]) -> None:
+def _judge_restarts(findings: Findings, load: Load, deaths: Sequence[Death], within_s: float) -> None:
     """A job that was started again: how long after its worker's death; one that ended instead needs no start."""
     delays, never = [], 0
     for death in deaths:
@@ -72,9 +72,7 @@ def _judge_restarts(findings: Findings, load: Load, deaths: Sequence[Death]) -> 
         else:
             never += not load.recorder.ends(death.job_id)
     findings.equal("attempts that died and were neither started again nor ended", 0, never)
-    findings.at_most(
-        "longest time until a dead attempt's job started again", START_AGAIN_S, max(delays, default=0), " s"
-    )
+    findings.at_most("longest time until a dead attempt's job started again", within_s, max(delays, default=0), " s")
 
 
 DRILL = Drill("workers", "two workers, one killed -9 in turn, under small jobs and a long sweep", run, workers=2)
