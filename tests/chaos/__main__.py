@@ -15,12 +15,11 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks.report import table, write_section
+from benchmarks.report import CHAOS, table, write_section
 from tests.chaos.drill import FULL, SHORT, Drill, Findings
 from tests.chaos.drills import ALL
 from tests.chaos.plant import running_plant
 
-REPORT = Path(__file__).parents[2] / "benchmarks" / "CHAOS.md"
 FUZZ = "tests.chaos.fuzz"
 """The drill that sends what no client should send; a program of its own with a `main`."""
 
@@ -65,7 +64,7 @@ def main() -> int:
         _show(findings, seconds)
         if not given.no_report:
             command = f"python -m tests.chaos {drill.name}" + (" --short" if given.short else "")
-            write_section(drill.name, section(drill, findings, seconds, command), REPORT)
+            write_section(drill.name, section(drill, findings, seconds, command), CHAOS)
     if not given.drills or "fuzz" in given.drills:
         broken += _fuzz()
     print(f"\n{broken} things did not hold" if broken else "\nall of it held")
