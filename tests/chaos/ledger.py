@@ -71,7 +71,7 @@ class Client:
 
     def request(
         self, method: str, path: str, body: Body | None = None, headers: Mapping[str, str] | None = None
-    ) -> tuple[int, Mapping[str, str], Any]:
+    ) -> tuple[int, http.client.HTTPMessage, Any]:
         """Status, headers and JSON; raises one of NO_ANSWER."""
         if time.monotonic() - self._used_at > IDLE_S:
             self.hang_up()
@@ -84,7 +84,7 @@ class Client:
             answer = self._connection.getresponse()
             raw = answer.read()
             self._used_at = time.monotonic()
-            return answer.status, dict(answer.headers), json.loads(raw) if raw else None
+            return answer.status, answer.headers, json.loads(raw) if raw else None
         except NO_ANSWER:
             self.hang_up()
             raise
