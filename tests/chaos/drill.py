@@ -56,7 +56,9 @@ class Scale:
     waiting: int = 1_000
     """Clients that wait at once."""
     neighbours: int = 31
-    pace: float = 25.0
+    worker_kills: int = 5
+    """At least so many while the jobs last."""
+    pace: float = 20.0
     """Jobs submitted a second."""
     patience: float = 1.0
     """What bounds of time are multiplied by: beside other tests no clock decides."""
@@ -65,7 +67,17 @@ class Scale:
 
 
 FULL = Scale()
-SHORT = Scale(jobs=60, kills=2, between_kills_s=4.0, clients=300, waiting=200, memory=False, patience=20.0, pace=12.0)
+SHORT = Scale(
+    jobs=60,
+    kills=2,
+    between_kills_s=4.0,
+    clients=300,
+    waiting=200,
+    memory=False,
+    worker_kills=1,
+    patience=20.0,
+    pace=12.0,
+)
 
 
 @dataclass(frozen=True)
