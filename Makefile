@@ -9,7 +9,7 @@ export LENSD_HOME ?= $(CURDIR)/.lensd
 export OMP_WAIT_POLICY ?= passive
 export LENSD_CATALOGUE ?= $(CURDIR)/deploy/catalogue.toml
 
-.PHONY: demo up test check format openapi sae feature-index induction-model bench ground-truth examples prepare lock install clean
+.PHONY: demo up test check format openapi sae feature-index induction-model bench ground-truth chaos examples prepare lock install clean
 .DEFAULT_GOAL := demo
 
 demo: install          ## set everything up and run the main jobs through the real stack
@@ -64,6 +64,9 @@ ground-truth: prepare  ## hold the methods against exact runs on SmolLM2; writes
 	$(BIN)/python -m benchmarks.ground_truth
 	$(BIN)/python -m benchmarks.steering
 	$(BIN)/python -m benchmarks.saelens_evaluation
+
+chaos: prepare         ## kill, freeze, fill and tamper with real processes; writes benchmarks/CHAOS.md (about twenty minutes)
+	$(BIN)/python -m tests.chaos
 
 examples: prepare      ## find the induction and IOI circuits over HTTP, and known features by an SAE; writes docs/induction*, docs/ioi*, docs/superposition*
 	$(BIN)/python -m deploy.local run $(BIN)/python -m examples.induction

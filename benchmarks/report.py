@@ -1,4 +1,4 @@
-"""`benchmarks/RESULTS.md` and `GROUND_TRUTH.md`: one section per benchmark, each written by its own run."""
+"""`benchmarks/RESULTS.md`, `GROUND_TRUTH.md` and `CHAOS.md`: one section per benchmark, each written by its own run."""
 
 import os
 import re
@@ -8,10 +8,15 @@ from pathlib import Path
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 GROUND_TRUTH = Path(__file__).with_name("GROUND_TRUTH.md")
+CHAOS = Path(__file__).with_name("CHAOS.md")
 _HEADS = {
     RESULTS: """# Benchmarks
 
 Written by the benchmarks themselves; `make bench` runs them all. Both sides of a comparison run in one process.
+""",
+    CHAOS: """# Faults survived
+
+Scripted drills on real processes, written by `make chaos`; `make test` runs each of them in small.
 """,
     GROUND_TRUTH: """# Ground truth
 

@@ -12,6 +12,7 @@ from celery import Celery
 from celery.signals import celeryd_init, setup_logging, worker_init, worker_ready, worker_shutdown, worker_shutting_down
 
 from services.adapters.celery_doorbell import QUEUE_PREFIX, TASK
+from services.adapters.celery_transport import use_enduring_transport
 from services.logs import configure
 from worker.process import WorkerProcess
 from worker.settings import WorkerSettings
@@ -24,6 +25,7 @@ _process: WorkerProcess | None = None
 def _configuration() -> dict[str, Any]:
     """Read when Celery first needs it, not at import."""
     settings = WorkerSettings()
+    use_enduring_transport()
     return {
         "broker_url": settings.store_url,
         "task_default_queue": QUEUE_PREFIX + settings.pool,

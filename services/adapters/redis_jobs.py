@@ -18,7 +18,7 @@ from services.adapters.redis_records import (
     SUMMARY_FIELDS,
     claim_of,
     flat_hash,
-    hash_of,
+    hashes,
     head_of,
     limits_argument,
     microseconds,
@@ -31,7 +31,7 @@ from services.adapters.redis_records import (
 )
 from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
 from services.contracts.generation import NewTokens
-from services.contracts.job import JobError, JobProgress, JobStatus, JobSummary
+from services.contracts.job import JobProgress, JobStatus, JobSummary
 from services.jobs.idempotency import just_forgotten, key_reused
 from services.jobs.ids import is_batch_id
 from services.jobs.limits import batch_closed, queue_share_filled, quota_exceeded, too_many_jobs
@@ -142,14 +142,16 @@ class RedisJobStore:
     ) -> Claim | None:
         owners = orjson.dumps({size.value: dict.fromkeys(without.get(size, ()), True) for size in Size})
         while (answer := self._scripts.run("claim", self._policy, pool, worker, owners, *sizes)) is not None:
-            job_id, fields = answer[0].decode(), flat_hash(answer[1])
+            job_id = answer[0].decode()
+            if len(answer) == 1:
+                _log.error("quarantined the malformed record of %s", job_id)
+                continue
             try:
-                return claim_of(job_id, fields, worker)
+                return claim_of(job_id, flat_hash(answer[1]), worker)
             except MALFORMED as damage:
                 # The error itself may quote what the job computes on, which is not for logs.
                 _log.error("quarantined the malformed record of %s: %s", job_id, type(damage).__name__)
-                error = JobError(code=ErrorCode.INTERNAL, message="the job's record was damaged")
-                self._end(job_id, worker, fields["attempt"], _outcome(Failed(error), bill=None))
+                self._scripts.run("quarantine", self._policy, job_id)
         return None
 
     def executing(self, worker: str, claims: Sequence[Claim]) -> None:
@@ -176,10 +178,8 @@ class RedisJobStore:
         self, claim: Claim, ending: Ending, progress: JobProgress | None = None, bill: int | None = None
     ) -> bool:
         last_word = () if progress is None else ("done", progress.done, "planned", progress.planned)
-        return self._end(claim.job.id, claim.worker, claim.attempt, (*_outcome(ending, bill), *last_word))
-
-    def _end(self, job_id: str, worker: str, attempt: Argument, words: Sequence[Argument]) -> bool:
-        return bool(self._scripts.run("finish", self._policy, job_id, worker, attempt, *words))
+        words = (*_outcome(ending, bill), *last_word)
+        return bool(self._scripts.run("finish", self._policy, claim.job.id, claim.worker, claim.attempt, *words))
 
     def release(self, claim: Claim) -> None:
         self._scripts.run("release", self._policy, claim.job.id, claim.worker, claim.attempt)
@@ -200,7 +200,9 @@ class RedisJobStore:
         answer = self._scripts.run("reap", self._policy)
         if answer is None:
             return Reaped()
-        handed_back, ended, forgotten, unclaimed, sweep = answer
+        handed_back, ended, forgotten, unclaimed, sweep, damaged = answer
+        for job_id in damaged:
+            _log.error("quarantined the malformed record of %s", job_id.decode())
         return Reaped(
             handed_back=tuple(job_id.decode() for job_id in handed_back),
             ended=tuple(job_id.decode() for job_id in ended),
@@ -236,10 +238,8 @@ class RedisJobStore:
             pipeline = self._client.pipeline(transaction=False)
             for job_id in job_ids:
                 pipeline.hmget(f"lensd:job:{job_id}", fields)
-            return [
-                record_or_none(job_id, hash_of(fields, values))
-                for job_id, values in zip(job_ids, pipeline.execute(), strict=True)
-            ]
+            found = hashes(pipeline.execute(raise_on_error=False), fields)
+            return [record_or_none(job_id, values) for job_id, values in zip(job_ids, found, strict=True)]
 
     def _older_than(self, owner: str, created: int | None, count: int) -> Sequence[tuple[str, int]]:
         """The owner's jobs created before, newest first, each with its creation."""

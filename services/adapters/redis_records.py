@@ -2,13 +2,14 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
 from pydantic import TypeAdapter
+from redis.exceptions import ResponseError
 
 from services.contracts.generation import NewTokens
 from services.contracts.inputs import Inputs
@@ -17,6 +18,7 @@ from services.jobs.limits import OwnerLimits
 from services.jobs.policy import JobPolicy
 from services.jobs.record import (
     DEADLINE_EXCEEDED,
+    RECORD_DAMAGED,
     WORKER_LOST,
     Claim,
     Idempotency,
@@ -80,6 +82,18 @@ def moment(value: bytes) -> datetime:
 def hash_of(fields: Sequence[str], values: Iterable[bytes | None]) -> Hash:
     """The answer to HMGET, without what is missing."""
     return {field: value for field, value in zip(fields, values, strict=True) if value is not None}
+
+
+def hashes(answers: Iterable[Any], fields: Sequence[str]) -> Iterator[Hash]:
+    """What answers to HMGET have of `fields`; nothing of what is no hash at all. Raises any other error."""
+    for answer in answers:
+        if isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
+            _log.error("what lies in a record's place is no record")
+            yield {}
+        elif isinstance(answer, Exception):
+            raise answer
+        else:
+            yield hash_of(fields, answer)
 
 
 def flat_hash(items: Sequence[bytes]) -> Hash:
@@ -196,5 +210,6 @@ def policy_argument(policy: JobPolicy) -> bytes:
             "kept_shared_events": KEPT_SHARED_EVENTS,
             "deadline_exceeded": DEADLINE_EXCEEDED.model_dump_json(),
             "worker_lost": WORKER_LOST.model_dump_json(),
+            "damaged": RECORD_DAMAGED.model_dump_json(),
         }
     )

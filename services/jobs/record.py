@@ -180,6 +180,8 @@ WORKER_LOST = JobError(
     code=ErrorCode.WORKER_LOST, message="the worker died again and again while it ran this job: make the job smaller"
 )
 
+RECORD_DAMAGED = JobError(code=ErrorCode.INTERNAL, message="the job's record was damaged: send the job again")
+
 
 @dataclass(frozen=True)
 class JobEvent:

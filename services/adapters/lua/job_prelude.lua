@@ -20,6 +20,7 @@
 --   lensd:turns:<group>                      list: owners with queued jobs, in turn
 --   lensd:line:<group>:<owner>               sorted set: the owner's queued jobs by creation
 --   lensd:leases, :deadlines, :expiries      sorted sets: jobs by the time of each
+--   lensd:quarantined:<id>                   anything: what lay in a record's place and was none, until it expires
 --   lensd:executing:<worker>                 string: " <job>:<attempt> <job>:<attempt> " of the chunk it runs
 --   lensd:reaper                             hash: last round, last sweep, end of the reprieve after an outage
 --   lensd:webhook:<id>, :deliveries, …        see delivery_prelude.lua
@@ -118,6 +119,7 @@ local function settle(id, bill)
   local owner, charged, day = fields(id, 'owner', 'charged', 'charged_on')
   if not charged then return end
   redis.call('HDEL', 'lensd:job:' .. id, 'charged', 'charged_on')
+  if not (owner and tonumber(charged) and tonumber(day)) then return end
   local work = work_of(owner, day)
   if redis.call('EXISTS', work) == 1 then redis.call('INCRBY', work, digits(bill - charged)) end
 end
@@ -276,4 +278,38 @@ local function forget(id)
   if entry and redis.call('GET', 'lensd:cached:' .. entry) == id then redis.call('DEL', 'lensd:cached:' .. entry) end
   if cached and redis.call('DECR', 'lensd:answers:' .. owner) <= 0 then redis.call('DEL', 'lensd:answers:' .. owner) end
   redis.call('DEL', 'lensd:job:' .. id, 'lensd:events:' .. id, 'lensd:tokens:' .. id)
+end
+
+-- Puts a job out of the way whose record lensd did not write, or cannot work with: a record fails, and is forgotten in
+-- its time; anything else is kept aside. `owner` is whose line it was found in, which the record need not say.
+local function quarantine(id, owner)
+  local record = 'lensd:job:' .. id
+  for _, queue in ipairs({'leases', 'deadlines', 'expiries'}) do redis.call('ZREM', 'lensd:' .. queue, id) end
+  for _, pool in ipairs(redis.call('SMEMBERS', 'lensd:pools')) do redis.call('ZREM', 'lensd:queued:' .. pool, id) end
+  local kind = redis.call('TYPE', record).ok
+  local named = kind == 'hash' and fields(id, 'owner')
+  for _, who in ipairs({owner or named, named}) do
+    if who then
+      redis.call('SREM', 'lensd:living:' .. who, id)
+      redis.call('SREM', 'lensd:running:' .. who, id)
+      if who ~= named then redis.call('ZREM', 'lensd:owner:' .. who, id) end
+    end
+  end
+  if kind == 'hash' then
+    local before = fields(id, 'status')
+    pcall(dequeue, id)
+    drop_tokens(id)
+    local expires = digits(now + policy.retention)
+    set(id, 'status', 'failed', 'finished_at', digits(now), 'expires_at', expires, 'error', policy.damaged)
+    redis.call('HDEL', record, 'spec', 'inputs', 'suspected', 'charged', 'charged_on')
+    redis.call('ZADD', 'lensd:expiries', expires, id)
+    pcall(announce, id)
+    if before == 'queued' or before == 'running' then
+      pcall(tell_batch, id, 'failed')
+      pcall(queue_delivery, id)
+    end
+  elseif kind ~= 'none' then
+    redis.call('RENAME', record, 'lensd:quarantined:' .. id)
+    redis.call('PEXPIRE', 'lensd:quarantined:' .. id, digits(policy.retention / 1000))
+  end
 end

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- One round of the reaper, if one is due.
 -- ARGV: policy
--- Returns {handed back, ended, forgotten, {pool, unclaimed, …}, whether to sweep blobs}, or false if it is not due
+-- Returns {handed back, ended, forgotten, {pool, unclaimed, …}, whether to sweep blobs, damaged}, or false if it is not due
 
 local AT_ONCE = 500
 
@@ -27,6 +27,35 @@ local function lose(id)
   return hand_back(id)
 end
 
+local damaged = {}
+
+-- What `step` says of the job; one whose record makes it impossible is put out of the way.
+local function soundly(step, id)
+  local sound, answer = pcall(step, id)
+  if sound then return answer end
+  quarantine(id)
+  damaged[#damaged + 1] = id
+end
+
+local function expire(id)
+  if fields(id, 'status') ~= 'queued' then return false end
+  finish(id, 'failed', 'error', policy.deadline_exceeded)
+  return true
+end
+
+-- Where to a job goes whose lease has expired: 'queued', 'ended', or nowhere.
+local function recover(id)
+  if fields(id, 'status') ~= 'running' then return false end
+  return lose(id) and 'queued' or 'ended'
+end
+
+-- Whether a job past its retention is gone; one of a batch stays for as long as that.
+local function let_go(id)
+  if kept_by_batch(id) then return false end
+  forget(id)
+  return true
+end
+
 local last, reprieve, swept = unpack(redis.call('HMGET', 'lensd:reaper', 'last', 'reprieve', 'swept'))
 if last and now - last < policy.reap_every then return false end
 if last and now - last > policy.outage then
@@ -40,26 +69,19 @@ redis.call('HSET', 'lensd:reaper', 'last', digits(now))
 local handed_back, ended, unclaimed = {}, {}, {}
 for _, id in ipairs(due('deadlines')) do
   redis.call('ZREM', 'lensd:deadlines', id)
-  if fields(id, 'status') == 'queued' then
-    finish(id, 'failed', 'error', policy.deadline_exceeded)
-    ended[#ended + 1] = id
-  end
+  if soundly(expire, id) then ended[#ended + 1] = id end
 end
 if not reprieve or passed(reprieve) then
   for _, id in ipairs(due('leases')) do
     redis.call('ZREM', 'lensd:leases', id)
-    if fields(id, 'status') == 'running' then
-      local list = lose(id) and handed_back or ended
-      list[#list + 1] = id
-    end
+    local where = soundly(recover, id)
+    if where == 'queued' then handed_back[#handed_back + 1] = id end
+    if where == 'ended' then ended[#ended + 1] = id end
   end
 end
 local forgotten = {}
 for _, id in ipairs(due('expiries')) do
-  if not kept_by_batch(id) then
-    forget(id)
-    forgotten[#forgotten + 1] = id
-  end
+  if soundly(let_go, id) ~= false then forgotten[#forgotten + 1] = id end
 end
 for _, pool in ipairs(redis.call('SMEMBERS', 'lensd:pools')) do
   local count = redis.call('ZCOUNT', 'lensd:queued:' .. pool, '-inf', digits(now - policy.ring_after))
@@ -68,4 +90,4 @@ for _, pool in ipairs(redis.call('SMEMBERS', 'lensd:pools')) do
     unclaimed[#unclaimed + 1] = count
   end
 end
-return {handed_back, ended, forgotten, unclaimed, sweep and 1 or 0}
+return {handed_back, ended, forgotten, unclaimed, sweep and 1 or 0, damaged}

@@ -107,8 +107,19 @@ def _fill(client: Redis, megabytes: int) -> None:
         client.rpush("filler", os.urandom(2**20))
 
 
-def _damage(client: Redis, job_id: str, fields: Mapping[Any, str | bytes]) -> None:
-    client.hset(f"lensd:job:{job_id}", mapping=fields)
+def _damage(client: Redis, job_id: str, fields: Mapping[Any, str | bytes | None]) -> None:
+    """Overwrites fields of a record; None takes one away."""
+    for name, value in fields.items():
+        if value is None:
+            client.hdel(f"lensd:job:{job_id}", name)
+        else:
+            client.hset(f"lensd:job:{job_id}", name, value)
+
+
+def _replace(client: Redis, job_id: str) -> None:
+    """Puts a text in a record's place."""
+    client.delete(f"lensd:job:{job_id}")
+    client.set(f"lensd:job:{job_id}", "no record")
 
 
 @pytest.mark.parametrize(
@@ -124,10 +135,19 @@ def _damage(client: Redis, job_id: str, fields: Mapping[Any, str | bytes]) -> No
         {"created_at": "yesterday"},
         {"owner": b"\xff"},
         {"size": "enormous"},
+        {"attempt": "many"},
+        {"deadline_at": "soon"},
+        {"max_running": "few"},
+        {"status": "resting"},
+        {"version": "last"},
+        {"owner": None},
+        {"pool": None},
+        {"head": None},
+        {"created_at": None},
     ],
 )
 def test_a_malformed_record_is_quarantined_and_the_next_job_served(
-    store: RedisJobStore, client: Redis, caplog: pytest.LogCaptureFixture, fields: Mapping[str, str | bytes]
+    store: RedisJobStore, client: Redis, caplog: pytest.LogCaptureFixture, fields: Mapping[str, str | bytes | None]
 ) -> None:
     damaged, sound = store.create(new_job()).id, store.create(new_job()).id
     _damage(client, damaged, fields)
@@ -137,6 +157,54 @@ def test_a_malformed_record_is_quarantined_and_the_next_job_served(
     assert client.hget(f"lensd:job:{damaged}", "status") == b"failed"
     assert damaged in caplog.text
     assert "Paris" not in caplog.text
+    assert store.finish(claim, DONE)
+    assert store.claim("default", "w1", tuple(Size)) is None
+    assert client.scard("lensd:living:ada") == store.depth("default") == 0
+    pass_time(client, POLICY.retention_s)
+    store.reap()
+    assert client.keys(f"lensd:*{damaged}*") == []
+
+
+def test_what_is_no_record_at_all_is_kept_aside_for_a_while_and_spoils_nothing(
+    store: RedisJobStore, client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    replaced, sound = store.create(new_job()).id, store.create(new_job()).id
+    _replace(client, replaced)
+    assert store.get(replaced) is None
+    assert [job.id for job in store.list("ada", JobFilter(), None, 10).jobs] == [sound]
+    claim = store.claim("default", "w1", tuple(Size))
+    assert claim is not None
+    assert claim.job.id == sound
+    assert f"quarantined the malformed record of {replaced}" in caplog.text
+    assert client.get(f"lensd:quarantined:{replaced}") == b"no record"
+    assert 0 < client.ttl(f"lensd:quarantined:{replaced}") <= POLICY.retention_s
+
+
+def test_a_damaged_record_costs_its_workers_other_jobs_nothing(store: RedisJobStore, client: Redis) -> None:
+    store.create(new_job())
+    store.create(new_job())
+    damaged, sound = (store.claim("default", "w1", tuple(Size)) for _ in range(2))
+    assert damaged is not None
+    assert sound is not None
+    _replace(client, damaged.job.id)
+    beats = store.heartbeat([damaged, sound])
+    assert not beats[damaged.job.id].held
+    assert beats[sound.job.id].held
+    pass_time(client, POLICY.lease_s)
+    for _ in range(3):
+        pass_time(client, POLICY.reap_every_s)
+        store.reap()
+    again = store.claim("default", "w2", tuple(Size))
+    assert again is not None
+    assert again.job.id == sound.job.id
+    assert client.exists(f"lensd:quarantined:{damaged.job.id}")
+
+
+def test_a_damaged_charge_does_not_keep_a_job_from_ending(store: RedisJobStore, client: Redis) -> None:
+    _damage(client, store.create(new_job()).id, {"charged": "much"})
+    claim = store.claim("default", "w1", tuple(Size))
+    assert claim is not None
+    assert store.finish(claim, DONE, bill=7)
 
 
 def test_a_job_id_put_in_line_by_hand_is_passed_over(store: RedisJobStore, client: Redis) -> None:
@@ -161,12 +229,10 @@ def test_the_reaper_survives_records_put_there_by_hand(store: RedisJobStore, cli
     client.zadd("lensd:deadlines", {"job_y": 0})
     client.zadd("lensd:expiries", {"job_z": 0})
     client.hset("lensd:job:job_x", mapping={"status": "running", "worker": "w", "attempt": "1"})
-    for _ in range(3):
-        pass_time(client, POLICY.reap_every_s)
-        try:
-            store.reap()
-        except Unavailable:
-            continue
+    store.reap()
+    pass_time(client, POLICY.retention_s)
+    store.reap()
+    assert not client.exists("lensd:job:job_x")
     assert client.zcard("lensd:leases") == client.zcard("lensd:deadlines") == client.zcard("lensd:expiries") == 0
 
 

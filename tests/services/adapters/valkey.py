@@ -108,7 +108,7 @@ for _, key in ipairs(redis.call('KEYS', 'lensd:*')) do
   elseif kind == 'hash' then
     for i = 2, #ARGV do
       local time = redis.call('HGET', key, ARGV[i])
-      if time then redis.call('HSET', key, ARGV[i], string.format('%.0f', time - ARGV[1])) end
+      if time and tonumber(time) then redis.call('HSET', key, ARGV[i], string.format('%.0f', time - ARGV[1])) end
     end
     if days > 0 and redis.call('HEXISTS', key, 'charged_on') == 1 then
       redis.call('HINCRBY', key, 'charged_on', -days)

@@ -1,0 +1,190 @@
+"""Doorbells and job records that lensd did not write, put into the store by hand among sound jobs.
+
+Records are damaged in line, while no worker can claim them: their fields overwritten, taken away, or the whole record
+replaced by something that is no record at all.
+"""
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from redis import Redis
+
+from tests.chaos.drill import Drill, Findings, Scale
+from tests.chaos.jobs import small
+from tests.chaos.ledger import Client, Entry, Ledger
+from tests.chaos.load import Load
+from tests.chaos.plant import Plant
+from tests.chaos.recorder import Recorder
+from tests.processes import eventually
+
+END_S = 300.0
+QUEUE = "lensd.default"
+
+
+def _message(**changes: object) -> bytes:
+    body = base64.b64encode(json.dumps([[], {"pool": "default"}, {}]).encode()).decode()
+    properties = {
+        "delivery_tag": "t",
+        "delivery_info": {"routing_key": QUEUE, "exchange": ""},
+        "body_encoding": "base64",
+    }
+    message = {
+        "body": body,
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"task": "lensd.ring", "id": "x", "lang": "py"},
+        "properties": properties,
+    }
+    return json.dumps(message | changes).encode()
+
+
+DOORBELLS: Sequence[bytes] = (
+    b"not json",
+    b"\xff\xfe",
+    b"{}",
+    b"[1, 2]",
+    b"5",
+    b"null",
+    b"[" * 50_000,
+    b'{"properties": 5, "body": "x"}',
+    _message(body="%%%"),
+    _message(body=base64.b64encode(b"no json").decode()),
+    _message(headers=None),
+    _message(headers={"task": "os.system", "id": "x"}),
+    _message(headers={"task": "lensd.ring", "id": "x", "timelimit": 5}),
+    _message(headers={"task": "lensd.ring"}),
+    _message(**{"content-type": "application/x-python-serialize"}),
+    _message(properties={"delivery_tag": ["t"], "delivery_info": {}, "body_encoding": "base64"}),
+)
+
+
+def _set(**fields: str) -> Callable[[Redis, str], object]:
+    ((name, value),) = fields.items()
+    return lambda redis, job_id: redis.hset(f"lensd:job:{job_id}", name, value)
+
+
+def _without(field: str) -> Callable[[Redis, str], object]:
+    return lambda redis, job_id: redis.hdel(f"lensd:job:{job_id}", field)
+
+
+def _replaced(redis: Redis, job_id: str) -> None:
+    redis.delete(f"lensd:job:{job_id}")
+    redis.set(f"lensd:job:{job_id}", "no record")
+
+
+DAMAGES: Sequence[tuple[str, Callable[[Redis, str], object]]] = (
+    ("spec is no JSON", _set(spec="no json")),
+    ("inputs are a list", _set(inputs="[]")),
+    ("head is empty", _set(head="{}")),
+    ("attempt is a word", _set(attempt="many")),
+    ("deadline is a word", _set(deadline_at="soon")),
+    ("created is a word", _set(created_at="yesterday")),
+    ("charge is a word", _set(charged="much")),
+    ("bound of running jobs is a word", _set(max_running="few")),
+    ("status is a word", _set(status="resting")),
+    ("version is a word", _set(version="last")),
+    ("no owner", _without("owner")),
+    ("no pool", _without("pool")),
+    ("no head", _without("head")),
+    ("a text in the record's place", _replaced),
+    ("no record", lambda redis, job_id: redis.delete(f"lensd:job:{job_id}")),
+)
+
+
+def run(plant: Plant, scale: Scale) -> Findings:
+    findings = Findings()
+    pids = [worker.pid for worker in plant.workers]
+    with Recorder(plant) as recorder:
+        load = Load(plant, recorder, Ledger())
+        client = Client(plant, load.ledger)
+        _ring(plant, load, client, findings)
+        _damage(plant, load, client, findings)
+        client.hang_up()
+    same = [worker.pid for worker in plant.workers if worker.alive and plant.serves(worker)] == pids
+    findings.holds("the worker is the process it was, and serves", "yes", "yes" if same else "no", same)
+    findings.equal("unexpected errors in the gateway's log", 0, plant.gateway.log.count("unexpected error"))
+    del scale
+    return findings
+
+
+def _ring(plant: Plant, load: Load, client: Client, findings: Findings) -> None:
+    """With every slot listening the Celery messages alone are malformed; so sound jobs are mixed in."""
+    before = _lines(plant)
+    entries = []
+    with plant.redis() as redis:
+        for number, doorbell in enumerate(DOORBELLS):
+            redis.lpush(QUEUE, doorbell)
+            entries.append(client.submit(small(number)))
+        heard = eventually(lambda: redis.llen(QUEUE) == 0, END_S)
+        # A sound ring may be under way; a message that nobody could put away would stay, and come again and again.
+        eventually(lambda: redis.hlen("unacked") == 0, 30)
+        unacked = redis.hlen("unacked")
+    findings.holds(
+        f"{len(DOORBELLS)} malformed doorbells are taken from the queue", "yes", "yes" if heard else "no", heard
+    )
+    findings.equal("of them still unacknowledged, to come again", 0, unacked)
+    findings.at_least("lines in the log that say so", len(DOORBELLS), _lines(plant) - before)
+    findings.equal("sound jobs among them that succeed", len(entries), _succeeded(load, entries))
+
+
+def _damage(plant: Plant, load: Load, client: Client, findings: Findings) -> None:
+    before = _quarantined(plant)
+    for worker in plant.workers:
+        worker.freeze()
+    damaged, sound = [], []
+    with plant.redis() as redis:
+        for number, (_, damage) in enumerate(DAMAGES):
+            damaged.append(client.submit(small(number)))
+            sound.append(client.submit(small(number)))
+            damage(redis, damaged[-1].job_id)
+        for worker in plant.workers:
+            worker.thaw()
+        findings.equal("sound jobs among damaged records that succeed", len(sound), _succeeded(load, sound))
+        eventually(lambda: not _left(redis, damaged), 30)
+        left = _left(redis, damaged)
+        statuses = [_status(redis, entry.job_id) for entry in damaged]
+    findings.equal("damaged records still in line or running", [], left)
+    findings.note(
+        "what became of them: " + ", ".join(f"{why}: {s}" for (why, _), s in zip(DAMAGES, statuses, strict=True))
+    )
+    said = _quarantined(plant) - before
+    findings.at_least("lines in the logs that say so, but for the charge", len(DAMAGES) - 1, said)
+    answers = {client.request("GET", f"/v1/jobs/{entry.job_id}")[0] for entry in damaged}
+    findings.holds("asking for a damaged job answers", "200 or 404", sorted(answers), answers <= {200, 404})
+    findings.equal("a list of jobs answers", 200, client.request("GET", "/v1/jobs?limit=100")[0])
+
+
+def _lines(plant: Plant) -> int:
+    """Errors and warnings of all workers."""
+    return sum(w.log.count(" ERROR ") + w.log.count(" WARNING ") + w.log.count(" CRITICAL ") for w in plant.workers)
+
+
+def _quarantined(plant: Plant) -> int:
+    """Lines of all processes that say so: which of them finds a damaged record is chance."""
+    return sum(process.log.count("quarantined") for process in (plant.gateway, *plant.workers))
+
+
+def _succeeded(load: Load, entries: Sequence[Entry]) -> int:
+    eventually(lambda: load.ended(entries), END_S)
+    return sum(document["status"] == "succeeded" for document in load.documents(entries))
+
+
+def _left(redis: Redis, entries: Sequence[Entry]) -> list[str]:
+    """Jobs that some line, or the leases, still hold."""
+    queues = [key for pattern in ("lensd:line:*", "lensd:queued:*", "lensd:leases") for key in redis.keys(pattern)]
+    held = {member.decode() for queue in queues for member in cast("list[bytes]", redis.zrange(queue, 0, -1))}
+    return sorted(entry.job_id for entry in entries if entry.job_id in held)
+
+
+def _status(redis: Redis, job_id: str) -> str:
+    kind = cast("bytes", redis.type(f"lensd:job:{job_id}")).decode()
+    return (
+        (cast("bytes | None", redis.hget(f"lensd:job:{job_id}", "status")) or b"?").decode() if kind == "hash" else kind
+    )
+
+
+DRILL = Drill(
+    "malformed", "doorbells and job records that lensd did not write, put into the store by hand", run, workers=2
+)

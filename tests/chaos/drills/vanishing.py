@@ -1,0 +1,117 @@
+"""Clients that vanish: while they wait for a job, while they follow its events, in the middle of what they send.
+
+No worker runs meanwhile, so every wait is a real one. Half of the clients close their connection, half die (RST). The
+gateway is measured from outside, before and after, once a first tenth has warmed it up.
+"""
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass
+
+from tests.chaos.drill import Drill, Findings, Scale
+from tests.chaos.jobs import small
+from tests.chaos.ledger import Client, Ledger
+from tests.chaos.load import Load
+from tests.chaos.plant import Plant
+from tests.chaos.recorder import Recorder
+from tests.chaos.wire import Wire, many
+from tests.processes import eventually
+
+JOBS = 20
+AT_ONCE = 100
+WARM_UP = 400
+"""Enough for the gateway to have all the threads and connections to the store that it ever has."""
+WAIT_S = 10
+GROWTH_BYTES = 25_000_000
+"""A leak of 5 kB a client would be twice that, over 10,000 of them."""
+SETTLE_S = 30.0
+END_S = 300.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the gateway holds."""
+
+    rss_bytes: int
+    files: int
+    threads: int
+    store_connections: int
+
+
+def run(plant: Plant, scale: Scale) -> Findings:
+    findings, ledger = Findings(), Ledger()
+    for worker in plant.workers:
+        worker.end()
+    client = Client(plant, ledger)
+    with Recorder(plant) as recorder:
+        entries = [client.submit(small(number)) for number in range(JOBS)]
+        jobs = [entry.job_id for entry in entries]
+        asyncio.run(_vanish(plant, jobs, max(WARM_UP, scale.clients // 10)))
+        before = _settled(plant)
+        began = time.monotonic()
+        wrong = asyncio.run(_vanish(plant, jobs, scale.clients))
+        took = time.monotonic() - began
+        after = _settled(plant)
+        plant.start_workers()
+        ended = eventually(lambda: all(recorder.ends(job_id) for job_id in jobs), END_S)
+        documents = Load(plant, recorder, ledger).documents(entries)
+    findings.equal("clients that vanished", scale.clients, scale.clients - len(wrong))
+    grown = after.rss_bytes - before.rss_bytes
+    findings.at_most("the gateway's memory grew by", GROWTH_BYTES / 1e6, grown / 1e6, " MB")
+    findings.at_most("its open files: more by", 4, after.files - before.files)
+    findings.at_most("its threads: more by", 2, after.threads - before.threads)
+    findings.at_most("its connections to the store: more by", 2, after.store_connections - before.store_connections)
+    succeeded = sum(document["status"] == "succeeded" for document in documents) if ended else 0
+    findings.equal("the jobs they waited for that then succeed", JOBS, succeeded)
+    findings.equal("unexpected errors in the gateway's log", 0, plant.gateway.log.count("unexpected error"))
+    findings.note(f"memory {before.rss_bytes / 1e6:.0f} MB before, {after.rss_bytes / 1e6:.0f} MB after; {took:.0f} s")
+    if wrong:
+        findings.note(f"the first client that could not: {wrong[0]!r}")
+    client.hang_up()
+    return findings
+
+
+async def _vanish(plant: Plant, jobs: list[str], count: int) -> list[BaseException]:
+    body = json.dumps(small(0)).encode()
+
+    async def client(number: int) -> None:
+        wire = await Wire.open(plant)
+        job = f"/v1/jobs/{jobs[number % len(jobs)]}"
+        match number % 3:
+            case 0:
+                await wire.send("GET", job, f"Prefer: wait={WAIT_S}")
+                await asyncio.sleep(0.05)
+            case 1:
+                await wire.send("GET", f"{job}/events")
+                await wire.first_bytes()
+            case _:
+                await wire.send("POST", "/v1/jobs", body=body[: len(body) // 2], of=len(body))
+                await asyncio.sleep(0.02)
+        wire.vanish(reset=number % 2 == 0)
+
+    return list(await many(count, AT_ONCE, client))
+
+
+def _settled(plant: Plant) -> Size:
+    """What the gateway holds once it holds no connection of a client that left, and every wait is over."""
+    time.sleep(WAIT_S)
+    seen = _size(plant)
+    give_up_at = time.monotonic() + SETTLE_S
+    while time.monotonic() < give_up_at:
+        time.sleep(2)
+        now = _size(plant)
+        if now.files >= seen.files:
+            break
+        seen = now
+    return _size(plant)
+
+
+def _size(plant: Plant) -> Size:
+    gateway = plant.gateway
+    with plant.redis() as redis:
+        connections = len(redis.client_list())
+    return Size(gateway.rss_bytes(), gateway.open_files(), gateway.threads(), connections)
+
+
+DRILL = Drill("vanishing", "clients that vanish while they wait, follow events, or send", run)
