@@ -15,6 +15,7 @@ from api.dependencies import GatewayServices
 from api.limits import RequestLimits
 from api.server import make_server, run
 from api.settings import GatewaySettings, explain
+from api.strangers import Strangers
 from services import logs
 from services.adapters.celery_doorbell import CeleryDoorbell
 from services.adapters.folder_blobs import FolderBlobs
@@ -36,6 +37,7 @@ from services.jobs.policy import JobPolicy
 from services.jobs.reaper import Reaper
 from services.tenants.handover import hand_over
 from services.tenants.keys import ensure_first_key
+from services.tenants.limits import Rate
 
 log = logging.getLogger("api")
 
@@ -55,7 +57,16 @@ def main() -> int:
         return 1
     services, app = build(settings)
     log.info("serving %d models and %d SAEs", len(services.catalogue.models), len(services.catalogue.saes))
-    run(make_server(app, services.closing, host=settings.host, port=settings.port, shutdown_s=settings.shutdown_s))
+    server = make_server(
+        app,
+        services.closing,
+        host=settings.host,
+        port=settings.port,
+        shutdown_s=settings.shutdown_s,
+        patience_s=settings.patience_s,
+        trusted_proxies=settings.trusted_proxies,
+    )
+    run(server)
     return 0
 
 
@@ -84,6 +95,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         ),
         pool=settings.pool,
         tenants=settings.tenant_limits(),
+        strangers=Strangers(Rate(settings.failed_auth_per_second, settings.failed_auth_burst)),
     )
     reaper = Reaper(services.store, services.blobs, services.doorbell, every_s=policy.reap_every_s)
 
@@ -97,7 +109,8 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
                 await asyncio.to_thread(reaper.stop)
         client.close()
 
-    return services, create_app(services, RequestLimits(settings.max_body, settings.max_lines), background)
+    limits = RequestLimits(settings.max_body, settings.max_lines, patience_s=settings.patience_s)
+    return services, create_app(services, limits, background, settings.cors_origins)
 
 
 def _prepare_store(settings: GatewaySettings) -> None:

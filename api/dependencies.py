@@ -9,6 +9,7 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
+from api.strangers import Strangers
 from services.catalogue.catalogue import Catalogue
 from services.catalogue.feature_indexes import FeatureIndexes
 from services.catalogue.resolve import Limits
@@ -18,6 +19,7 @@ from services.tenants.administration import KeyAdministration
 from services.tenants.audit import AuditLog
 from services.tenants.keys import ApiKey, KeyStore
 from services.tenants.limits import DEFAULTS, TenantLimits
+from services.tenants.refusals import Refusals
 
 _CONCURRENT_READS = 2
 """Bodies parsed and tokenised at once: both are pure computation, so more would only crowd out the small requests."""
@@ -44,6 +46,8 @@ class GatewayServices:
     pool: str
     """The worker pool that jobs go to."""
     tenants: TenantLimits = DEFAULTS
+    strangers: Strangers = field(default_factory=Strangers)
+    refusals: Refusals = field(default_factory=Refusals)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process is asked to stop: whoever waits for a job then answers with what there is."""
     _reading: CapacityLimiter = field(init=False, default_factory=lambda: CapacityLimiter(_CONCURRENT_READS))

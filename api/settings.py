@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ByteSize, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from api.strangers import GENEROUS
 from services.jobs.limits import OwnerLimits
 from services.logs import LogFormat
 from services.tenants.limits import Rate, TenantLimits
@@ -34,6 +35,14 @@ def _refuse_placeholder_password(url: SecretStr) -> SecretStr:
 
 Secret = Annotated[SecretStr, AfterValidator(_refuse_placeholder)]
 SecretUrl = Annotated[SecretStr, AfterValidator(_refuse_placeholder_password)]
+
+
+def _separated(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+Origin = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\-\[\]:]+$")]
+Origins = Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_separated)]
 
 
 class GatewaySettings(BaseSettings):
@@ -70,6 +79,15 @@ class GatewaySettings(BaseSettings):
     """Share of the queue that one owner's jobs may fill."""
     max_owner_token_layers_a_day: Annotated[int, Field(ge=0, le=10**15)] | None = None
     """Engine work of one owner from midnight to midnight UTC; without it there is no bound."""
+    failed_auth_per_second: Annotated[float, Field(gt=0, le=1_000_000)] = GENEROUS.per_second
+    failed_auth_burst: Annotated[int, Field(ge=1, le=1_000_000)] = GENEROUS.burst
+    """Requests without a valid key that one address may make of one gateway process: at once, and a second after."""
+    patience_s: Annotated[float, Field(gt=0, le=3_600)] = 20.0
+    """How long a client may take for the head of a request, for its body beside 10 kB/s, or to go on reading."""
+    cors_origins: Origins = ()
+    """Web pages that may use the API from a browser, as `https://host`, separated by commas; none by default."""
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_separated)] = ()
+    """Addresses or networks of proxies whose `X-Forwarded-For` says who asks, separated by commas."""
     shutdown_s: Annotated[int, Field(ge=0, le=600)] = 10
     """How long requests under way may take to end when the gateway is asked to stop."""
 

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager, suppress
 import httpx
 import pytest
 
-from api.server import MAX_HEAD_BYTES, Server, make_server
+from api.connection import MAX_HEAD_BYTES
+from api.server import Server, make_server
 from tests.api.conftest import Stand
 from tests.api.specs import PATCHING
 
