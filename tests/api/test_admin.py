@@ -105,6 +105,19 @@ async def test_the_log_names_who_did_what_in_which_request(stand: Stand, admin: 
     assert (wrong.status_code, wrong.json()["errors"][0]["parameter"]) == (422, "cursor")
 
 
+async def test_an_attempt_to_administer_is_put_on_record_once_in_a_while(
+    stand: Stand, admin: httpx.AsyncClient
+) -> None:
+    plaintext = stand.key("mallory", Scope.JOBS, Scope.READ)
+    async with stand.client(plaintext) as mallory:
+        answers = [await mallory.delete("/v1/admin/keys/abcdefghij23") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [403, 403, 403]
+    (entry,) = (await admin.get("/v1/admin/audit")).json()["entries"]
+    assert (entry["action"], entry["actor"]) == ("admin_refused", plaintext.split("_")[1])
+    assert entry["target"] == "DELETE /v1/admin/keys/abcdefghij23"
+    assert entry["request_id"] == answers[0].headers["x-request-id"]
+
+
 async def test_a_key_over_its_rate_is_told_when_to_come_back_and_others_are_not_held_up(stand: Stand) -> None:
     app = stand.app_with(tenants=TenantLimits(rate=Rate(per_second=0.1, burst=2)))
     async with stand.client(stand.key("alice"), app) as alice, stand.client(stand.key("bob"), app) as bob:

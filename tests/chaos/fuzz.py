@@ -36,6 +36,7 @@ AMPLE: Mapping[str, str] = {
     # So that 429 answers few requests and not most.
     "LENSD_REQUESTS_PER_SECOND": "100000",
     "LENSD_REQUEST_BURST": "1000000",
+    "LENSD_FAILED_AUTH_BURST": "1000000",
     # So that the worker keeps up with the jobs that are accepted.
     "LENSD_MAX_JOB_TOKEN_LAYERS": "200000",
     "LENSD_THREADS": "1",

@@ -91,7 +91,7 @@ def whole_numbers(value: Any) -> Any:
 
 
 @schemathesis.hook
-def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
+def before_call(context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, Any]) -> None:
     """Keep the drill from revoking its own keys, and integers from looking like fractions."""
     del context, kwargs
     if case.method != "GET" and (case.path_parameters or {}).get("key_id") in KEPT_KEYS:
@@ -102,7 +102,7 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwar
 
 @schemathesis.hook
 def filter_failure(
-    context: schemathesis.HookContext, failure: Failure, case: schemathesis.Case, response: schemathesis.Response
+    context: schemathesis.HookContext, failure: Failure, case: schemathesis.Case[Any], response: schemathesis.Response
 ) -> bool:
     """Whether a failure of a check tells of a fault of lensd."""
     del context
@@ -118,13 +118,14 @@ def _items(response: schemathesis.Response) -> list[dict[str, str]]:
     return problem["errors"] or [problem]
 
 
-def _keeps_the_contract(case: schemathesis.Case, response: schemathesis.Response) -> bool:
+def _keeps_the_contract(case: schemathesis.Case[Any], response: schemathesis.Response) -> bool:
     """Whether the body is one that its contract takes, so that it was refused for what it means: for fields that
     contradict each other, say."""
     bodies = describe()["paths"][case.operation.path][case.operation.method].get("requestBody", {}).get("content", {})
     for body in bodies.values():
         parser = _PARSERS[body.get(ITEM_SCHEMA, body["schema"])["$ref"].rsplit("/", 1)[1]]
-        raw: bytes = response.request.body or b""
+        raw = response.request.body
+        assert isinstance(raw, bytes)
         try:
             for part in raw.splitlines() if ITEM_SCHEMA in body else [raw]:
                 parser.parse(part)
