@@ -114,6 +114,22 @@ def test_requests_are_closed_and_answers_are_open_and_complete() -> None:
     assert answer["required"] == list(answer["properties"])
 
 
+def test_names_of_another_form_are_no_names() -> None:
+    positions = SCHEMAS["Pair"]["properties"]["positions"]
+    assert positions["propertyNames"]["pattern"]
+    assert positions["additionalProperties"]["type"] == "integer"
+    assert "patternProperties" not in render()
+
+
+def test_what_a_line_or_an_event_holds_is_told() -> None:
+    paths = describe()["paths"]
+    lines = paths["/v1/saes/{sae_id}/labels"]["post"]["requestBody"]["content"]["application/jsonl"]
+    assert lines["x-itemSchema"] == {"$ref": "#/components/schemas/LabelLine"}
+    events = paths["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]
+    data = events["x-itemSchema"]["properties"]["data"]
+    assert [found.rsplit("/", 1)[1] for found in references(data)] == ["JobSummary", "JobTokens"]
+
+
 def test_no_default_is_an_object() -> None:
     fields = [field for schema in SCHEMAS.values() for field in schema.get("properties", {}).values()]
     assert not [field for field in fields if isinstance(field.get("default"), dict)]
