@@ -55,7 +55,9 @@ def readable(document: Mapping[str, Any], served: Mapping[str, Sequence[str]]) -
         if ITEM_SCHEMA in body:
             items = body.pop(ITEM_SCHEMA)
             del body["schema"]
-            body.update({"schema": {"type": "array", "items": items}} if is_request else {"itemSchema": items})
+            body.update(
+                {"schema": {"type": "array", "items": items, "minItems": 1}} if is_request else {"itemSchema": items}
+            )
             # The example is text; the items' own schema has better ones.
             body.pop("example", None)
     return read
@@ -124,7 +126,7 @@ def _keeps_the_contract(case: schemathesis.Case[Any], response: schemathesis.Res
     bodies = describe()["paths"][case.operation.path][case.operation.method].get("requestBody", {}).get("content", {})
     for body in bodies.values():
         parser = _PARSERS[body.get(ITEM_SCHEMA, body["schema"])["$ref"].rsplit("/", 1)[1]]
-        raw = response.request.body
+        raw = response.request.body or b""
         assert isinstance(raw, bytes)
         try:
             for part in raw.splitlines() if ITEM_SCHEMA in body else [raw]:
