@@ -48,7 +48,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = self._head_bytes + len(data) if was_in_head and self._in_head else 0
         if self._head_bytes > MAX_HEAD_BYTES:
             self.send_400_response("")
-        elif self._in_head or self.cycle is None or self.cycle.response_complete:
+        elif self._in_head or self._is_idle():
             self._expect_head()
 
     def on_message_begin(self) -> None:
@@ -86,11 +86,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _head_is_late(self) -> None:
         self._late = None
-        if self._in_head:
+        if self._in_head and self._is_idle():
             reason = f"the head of the request did not come within {self.patience_s:g} seconds: send it at once"
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, ErrorCode.REQUEST_TIMEOUT, reason)
-        elif self.cycle is None or self.cycle.response_complete:
+        elif self._in_head or self._is_idle():
+            # With a request under way, an answer would be taken for that one's.
             self.transport.close()
+
+    def _is_idle(self) -> bool:
+        """Whether no request waits for its answer."""
+        return self.cycle is None or self.cycle.response_complete
 
     def _watch_answer(self, left: int) -> None:
         """Look again later whether the client has taken any of the `left` bytes."""
@@ -107,7 +112,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """A problem, unless it would land in the middle of an answer, and the end of the connection."""
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        if self._is_idle() or not self.cycle.response_started:
             self.transport.write(_answer(status, code, reason))
         self.transport.close()
 

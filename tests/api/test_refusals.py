@@ -63,6 +63,14 @@ async def test_what_the_model_cannot_do_is_refused_with_a_code_and_a_pointer(
     assert pointer is None or problem["errors"][0]["pointer"] == pointer
 
 
+@pytest.mark.parametrize("name", ["two words", "\u0085", "\ufeff", "a\u2003b", "\x00"])
+async def test_a_name_of_a_position_with_a_space_of_any_kind_is_refused(client: httpx.AsyncClient, name: str) -> None:
+    pair = {**PATCHING["pairs"][0], "positions": {name: 1}}
+    problem = (await client.post("/v1/jobs", json={**PATCHING, "pairs": [pair]})).json()
+    assert problem["code"] == "invalid_request"
+    assert problem["detail"].endswith(r"expected text that matches ^[^\s]+$")
+
+
 @pytest.mark.parametrize("inputs", [{}, {"examples": ATTRIBUTION["examples"]}, {"examples": [], "pairs": []}])
 @pytest.mark.parametrize("method", ["attribution_patching", "edge_attribution_patching"])
 async def test_a_method_without_inputs_of_its_kind_is_told_so(
