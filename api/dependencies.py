@@ -9,6 +9,7 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
+from api.events import KEEP_ALIVE_S
 from api.strangers import Strangers
 from services.catalogue.catalogue import Catalogue
 from services.catalogue.feature_indexes import FeatureIndexes
@@ -46,6 +47,8 @@ class GatewayServices:
     pool: str
     """The worker pool that jobs go to."""
     tenants: TenantLimits = DEFAULTS
+    keep_alive_s: float = KEEP_ALIVE_S
+    """Between two signs of life in a stream of events, which is also how long it outlives its key."""
     strangers: Strangers = field(default_factory=Strangers)
     refusals: Refusals = field(default_factory=Refusals)
     closing: asyncio.Event = field(default_factory=asyncio.Event)

@@ -195,7 +195,8 @@ async def stream_job_events(
     after = resume_point(last_event_id)
     if record.status.terminal and after == str(record.version):
         return Response(status_code=204)
-    frames = stream(services.events.watch(job_id, after), services.closing, lambda: still_valid(services, key))
+    following = services.events.watch(job_id, after)
+    frames = stream(following, services.closing, lambda: still_valid(services, key), services.keep_alive_s)
     return StreamingResponse(frames, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 

@@ -212,6 +212,18 @@ async def test_a_busy_stream_ends_too_once_its_key_is_revoked() -> None:
     assert len(frames) > 3
 
 
+async def test_an_open_stream_ends_soon_after_its_key_is_revoked(stand: Stand) -> None:
+    plaintext = stand.key("alice")
+    async with asyncio.timeout(5), stand.client(plaintext, stand.app_with(keep_alive_s=0.02)) as client:
+        job_id = await submitted(client)
+        following = asyncio.create_task(client.get(f"/v1/jobs/{job_id}/events"))
+        await asyncio.sleep(0.2)
+        assert not following.done()
+        stand.keys.delete(plaintext.split("_")[1])
+        events = received((await following).text)
+    assert [event.event for event in events] == ["queued"]
+
+
 async def test_only_what_would_open_now_may_go_on_following(stand: Stand) -> None:
     _, key = new_key("alice", "test", tuple(Scope))
     assert not await still_valid(stand.services, key)

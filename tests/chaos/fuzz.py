@@ -3,17 +3,17 @@
 1. start Valkey, a gateway and a worker, and make a key for each of two tenants, one of them an administrator;
 2. in rounds, until there were enough requests: examples, boundary values, random data good and bad, chains of requests,
    every answer held against every check; the tenants change places from round to round;
-3. print what was asked, what was answered and what failed; exit with 1 if anything did.
+3. say what was asked, what was answered and what failed; exit with 1 if anything did.
 """
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,14 @@ from schemathesis.engine import events, from_schema
 from schemathesis.schemas import BaseSchema
 
 from api.openapi import describe
+from benchmarks.report import write_section
 from services.tenants.keys import Scope
 from tests.chaos import fuzz_rules
+from tests.chaos.fuzz_tally import Tally, report, section
 from tests.stack.harness import running_stack
 
-STORE = Path(".lensd")
+REPORT = Path(__file__).parents[2] / "benchmarks" / "CHAOS.md"
+STORE = Path(os.environ.get("LENSD_HOME", ".lensd"))
 TENANTS: Mapping[str, tuple[Scope, ...]] = {
     "alice": (Scope.JOBS, Scope.READ),
     "bob": (Scope.JOBS, Scope.READ, Scope.ADMIN),
@@ -42,46 +45,6 @@ AMPLE: Mapping[str, str] = {
     "LENSD_THREADS": "1",
 }
 REFUSALS = ["400", "401", "403", "404", "405", "406", "409", "413", "415", "422", "429", "431"]
-SHOWN_FAILURES = 40
-
-
-@dataclass
-class Tally:
-    """What a drill has seen."""
-
-    requests: int = 0
-    by_status: Counter[str] = field(default_factory=Counter)
-    by_operation: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By the operation and the first digit of its status."""
-    by_phase: Counter[str] = field(default_factory=Counter)
-    checks: Counter[str] = field(default_factory=Counter)
-    failures: Counter[str] = field(default_factory=Counter)
-    told: dict[str, str] = field(default_factory=dict)
-    """One failure in full by its kind and operation."""
-
-    def note(self, event: events.ScenarioFinished) -> None:
-        recorder = event.recorder
-        for case_id, interaction in recorder.interactions.items():
-            self.requests += 1
-            self.by_phase[event.phase.value] += 1
-            answered = interaction.response
-            status = "none" if answered is None else str(answered.status_code)
-            self.by_status[status] += 1
-            self.by_operation[recorder.cases[case_id].value.operation.label, status[0]] += 1
-        for case_id, checks in recorder.checks.items():
-            for check in checks:
-                self.checks[check.name] += 1
-                if check.failure_info is not None:
-                    case = recorder.cases[case_id].value
-                    self.fail(
-                        check.name,
-                        case.operation.label,
-                        f"{check.failure_info.failure}\n{check.failure_info.code_sample}",
-                    )
-
-    def fail(self, check: str, operation: str, told: str) -> None:
-        self.failures[check] += 1
-        self.told.setdefault(f"{check} | {operation} | {told.splitlines()[0]}", told)
 
 
 @dataclass(frozen=True)
@@ -183,23 +146,6 @@ def drill(base_url: str, administrator: str, effort: Effort, *, requests: int, s
     return tally
 
 
-def report(tally: Tally) -> str:
-    """Counts by phase, status, operation and check, and one failure of each kind in full."""
-    phases = ", ".join(f"{count:,} {phase}" for phase, count in tally.by_phase.items())
-    lines = [f"{tally.requests:,} requests: {phases}", ""]
-    lines += [f"{status:>10} {count:>8,}" for status, count in sorted(tally.by_status.items())]
-    lines += ["", f"{'operation':<58}{'2xx':>8}{'4xx':>8}{'5xx':>8}"]
-    for label in sorted({label for label, _ in tally.by_operation}):
-        lines.append(f"{label:<58}" + "".join(f"{tally.by_operation[label, digit]:>8,}" for digit in "245"))
-    lines += ["", f"{'check':<32}{'held':>10}{'failed':>10}"]
-    for check in sorted(tally.checks | tally.failures):
-        failed = tally.failures[check]
-        lines.append(f"{check:<32}{max(0, tally.checks[check] - failed):>10,}{failed:>10,}")
-    for kind, told in list(tally.told.items())[:SHOWN_FAILURES]:
-        lines += ["", f"--- {kind}", told]
-    return "\n".join(lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.fuzz", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--requests", type=int, default=20_000, help="how many at least")
@@ -208,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store", type=Path, default=STORE, help="where the models are prepared")
     asked = parser.parse_args(arguments)
+    began = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="lensd-fuzz-") as home,
         running_stack(Path(home), asked.store.resolve(), **AMPLE) as stack,
@@ -221,6 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seconds=asked.minutes * 60,
         )
     print(report(tally))
+    if REPORT.is_file():
+        command = f"python -m tests.chaos.fuzz --seed {asked.seed} --requests {asked.requests}"
+        write_section("fuzz", section(tally, command, time.monotonic() - began), REPORT)
     enough = tally.requests >= asked.requests
     if not enough:
         print(f"too few requests in {asked.minutes:g} minutes: {tally.requests:,} of {asked.requests:,}")
