@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from api.strangers import GENEROUS
 from services.jobs.limits import OwnerLimits
 from services.logs import LogFormat
-from services.tenants.limits import Rate, TenantLimits
+from services.tenants.limits import SLOWEST, Rate, TenantLimits
 
 _PLACEHOLDER = re.compile(
     r"change.?(me|this)|replace.?(me|this)|placeholder|example|password|passwd|secret|^x+$|<.*>|\$\{.*\}|^\*+$",
@@ -67,7 +67,7 @@ class GatewaySettings(BaseSettings):
     """Engine work that one job may ask for, by estimate: positions through blocks."""
     max_job_output: Annotated[ByteSize, Field(ge=1_000, le=2**40)] = ByteSize(64 * 2**20)
     """Bytes of one result, by estimate."""
-    requests_per_second: Annotated[float, Field(gt=0, le=1_000_000)] = 1_000.0
+    requests_per_second: Annotated[float, Field(ge=SLOWEST, le=1_000_000)] = 1_000.0
     """What a key may ask for, over all gateways; a key may have a rate of its own, as with all limits that follow."""
     request_burst: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     """Requests that a key may make at once."""
@@ -79,7 +79,7 @@ class GatewaySettings(BaseSettings):
     """Share of the queue that one owner's jobs may fill."""
     max_owner_token_layers_a_day: Annotated[int, Field(ge=0, le=10**15)] | None = None
     """Engine work of one owner from midnight to midnight UTC; without it there is no bound."""
-    failed_auth_per_second: Annotated[float, Field(gt=0, le=1_000_000)] = GENEROUS.per_second
+    failed_auth_per_second: Annotated[float, Field(ge=SLOWEST, le=1_000_000)] = GENEROUS.per_second
     failed_auth_burst: Annotated[int, Field(ge=1, le=1_000_000)] = GENEROUS.burst
     """Requests without a valid key that one address may make of one gateway process: at once, and a second after."""
     patience_s: Annotated[float, Field(gt=0, le=3_600)] = 20.0
