@@ -13,7 +13,8 @@ from services.contracts.errors import ErrorCode, Refused
 
 log = logging.getLogger("lensd.audit")
 
-_ID = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
+# There is nothing before 0-0, and Redis refuses to look.
+_ID = re.compile(r"(?!0+-0+$)[0-9]{1,15}-[0-9]{1,15}")
 
 
 class AuditAction(StrEnum):
