@@ -1,9 +1,10 @@
 """What `ablation` costs: the references' runs, an unpatched run an example, and of each ablated run what it changes."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from services.catalogue.costs.cost import FLOAT_BYTES, Cost
-from services.catalogue.costs.rows import PlannedRow, Touch, work
+from services.catalogue.costs.rows import PlannedRow, PlannedSweep, Touch, work
 from services.contracts.ablation import AblationSpec, ResampleAblation, ZeroAblation
 from services.contracts.inputs import Inputs, TokenizedExample
 from services.contracts.metric import KlDivergence
@@ -23,15 +24,14 @@ def ablation_cost(spec: AblationSpec, inputs: Inputs, model: ModelFacts) -> Cost
     return Cost(token_layers, tensors * cells * FLOAT_BYTES)
 
 
-def _rows(spec: AblationSpec, example: TokenizedExample, model: ModelFacts) -> Iterator[PlannedRow]:
+def _rows(
+    spec: AblationSpec, example: TokenizedExample, model: ModelFacts
+) -> Iterator[PlannedRow | PlannedSweep]:
     tokens, at = example.prompt.ids, example.metric_position
     yield PlannedRow(tokens, model.layers, reads_at=at)
     samples = spec.method.samples if isinstance(spec.method, ResampleAblation) else 1
-    site = SiteName(spec.method.site)
-    for layer in _layers(spec, model):
-        for first in _starts(spec, len(tokens)):
-            row = PlannedRow(tokens, model.layers, (Touch(site, layer, first),), at)
-            yield from [row] * (samples * _heads(spec, model))
+    site, starts = SiteName(spec.method.site), Counter(_starts(spec, len(tokens)))
+    yield PlannedSweep(tokens, model.layers, site, _layers(spec, model), starts, at, samples * _heads(spec, model))
 
 
 def _references(spec: AblationSpec, inputs: Inputs, model: ModelFacts) -> Iterator[PlannedRow]:
