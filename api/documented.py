@@ -1,7 +1,6 @@
 """How answers are documented: problems under `application/problem+json` only, other bodies under their own type."""
 
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
 from typing import Any
 
 from api.errors import PROBLEM_MEDIA_TYPE
@@ -15,12 +14,12 @@ ITEM_SCHEMA = "x-itemSchema"
 PROBLEM_REF = {"$ref": "#/components/schemas/Problem"}
 
 _PROBLEMS: Mapping[int, str] = {
-    400: "The body is not JSON.",
+    400: "The body is not JSON, or the request not HTTP.",
     401: "No valid API key.",
     403: "The key lacks the scope.",
     404: "There is no such thing, or it is not yours.",
     406: "None of the representations is acceptable.",
-    408: "The body came too slowly.",
+    408: "The request came too slowly.",
     409: "The state of things does not allow this.",
     410: "The result is lost.",
     413: "The body is too large.",
@@ -31,7 +30,7 @@ _PROBLEMS: Mapping[int, str] = {
     500: "Something went wrong inside lensd.",
     503: "Not now: try again after `Retry-After` seconds.",
 }
-_ALWAYS = (431, 500)
+_ALWAYS = (400, 408, 431, 500)
 _WITH_KEY = (401, 403, 429, 503)
 _AFTER_A_WHILE = (429, 503)
 
@@ -43,9 +42,6 @@ NO_KEY: dict[str, Any] = {"security": []}
 def problems(*statuses: int, key: bool = True) -> Responses:
     """The problems that a route can answer with, beside those that every route can."""
     every = {*statuses, *_ALWAYS, *(_WITH_KEY if key else ())}
-    if HTTPStatus.REQUEST_ENTITY_TOO_LARGE in every:
-        # Whatever reads a body can find it too large, or wait for it too long.
-        every.add(HTTPStatus.REQUEST_TIMEOUT)
     return {status: _problem(status) for status in sorted(every)}
 
 

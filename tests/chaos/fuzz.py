@@ -41,7 +41,7 @@ AMPLE: Mapping[str, str] = {
     "LENSD_REQUEST_BURST": "1000000",
     "LENSD_FAILED_AUTH_BURST": "1000000",
     # So that the worker keeps up with the jobs that are accepted.
-    "LENSD_MAX_JOB_TOKEN_LAYERS": "200000",
+    "LENSD_MAX_JOB_TOKEN_LAYERS": "30000",
     "LENSD_THREADS": "1",
 }
 REFUSALS = ["400", "401", "403", "404", "405", "406", "409", "413", "415", "422", "429", "431"]
@@ -96,7 +96,7 @@ class Round:
             "seed": self.seed,
             # CPython 3.11 builds syntax trees, as hypothesis does, in one thread at a time.
             "workers": 1,
-            "request-timeout": 90.0,
+            "request-timeout": 40.0,
             "max-stream-events": 3,
             "continue-on-failure": True,
             "cache": {"enabled": False},

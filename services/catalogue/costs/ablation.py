@@ -24,9 +24,7 @@ def ablation_cost(spec: AblationSpec, inputs: Inputs, model: ModelFacts) -> Cost
     return Cost(token_layers, tensors * cells * FLOAT_BYTES)
 
 
-def _rows(
-    spec: AblationSpec, example: TokenizedExample, model: ModelFacts
-) -> Iterator[PlannedRow | PlannedSweep]:
+def _rows(spec: AblationSpec, example: TokenizedExample, model: ModelFacts) -> Iterator[PlannedRow | PlannedSweep]:
     tokens, at = example.prompt.ids, example.metric_position
     yield PlannedRow(tokens, model.layers, reads_at=at)
     samples = spec.method.samples if isinstance(spec.method, ResampleAblation) else 1

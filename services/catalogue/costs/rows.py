@@ -8,6 +8,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from services.contracts.site import SiteName
 
@@ -106,7 +107,7 @@ class PlannedSweep:
     def _rows(self) -> int:
         return self.times * len(self.layers) * sum(self.starts.values())
 
-    @property
+    @cached_property
     def _depths(self) -> list[int]:
         """The blocks that a row of each layer goes through on its unpatched run."""
         return [max(0, self.depth - Touch(self.site, layer, 0).join) for layer in self.layers]
