@@ -20,7 +20,7 @@ PLACES = st.integers(0, LENGTH - 1)
     times=st.integers(1, 3),
     beside=st.integers(0, 2),
 )
-def test_a_sweep_costs_what_its_rows_cost(
+def test_a_sweep_costs_what_its_rows_cost(  # noqa: PLR0917 - hypothesis passes them by name
     site: SiteName, layers: list[int], starts: list[int], reads_at: int | None, times: int, beside: int
 ) -> None:
     tokens = tuple(range(LENGTH))
