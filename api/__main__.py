@@ -17,6 +17,7 @@ from api.limits import RequestLimits
 from api.metrics import GatewayMetrics
 from api.server import make_server, run
 from api.settings import GatewaySettings, explain
+from api.strangers import Strangers
 from services import logs
 from services.adapters.celery_doorbell import CeleryDoorbell
 from services.adapters.folder_blobs import FolderBlobs
@@ -47,6 +48,7 @@ from services.jobs.reaper import Reaper
 from services.metrics import listening
 from services.tenants.handover import hand_over
 from services.tenants.keys import ensure_first_key
+from services.tenants.limits import Rate
 from services.webhooks.courier import Courier
 from services.webhooks.courier_thread import CourierThread
 from services.webhooks.urls import UrlRules
@@ -72,7 +74,16 @@ def main() -> int:
         return 1
     services, app = build(settings)
     log.info("serving %d models and %d SAEs", len(services.catalogue.models), len(services.catalogue.saes))
-    run(make_server(app, services.closing, host=settings.host, port=settings.port, shutdown_s=settings.shutdown_s))
+    server = make_server(
+        app,
+        services.closing,
+        host=settings.host,
+        port=settings.port,
+        shutdown_s=settings.shutdown_s,
+        patience_s=settings.patience_s,
+        trusted_proxies=settings.trusted_proxies,
+    )
+    run(server)
     return 0
 
 
@@ -109,6 +120,7 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         share_results=settings.share_results,
         webhook_urls=UrlRules(settings.webhook_hosts),
         max_batches=settings.max_owner_batches,
+        strangers=Strangers(Rate(settings.failed_auth_per_second, settings.failed_auth_burst)),
     )
     reaper = Reaper(services.store, services.blobs, services.doorbell, every_s=policy.reap_every_s)
     poster = HttpPoster(services.webhook_urls)
@@ -131,9 +143,8 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
                     await asyncio.gather(*(asyncio.to_thread(one.stop) for one in (keeper, courier, reaper)))
         client.close()
 
-    return services, create_app(
-        services, RequestLimits(settings.max_body, settings.max_lines), background, metrics.note
-    )
+    limits = RequestLimits(settings.max_body, settings.max_lines, patience_s=settings.patience_s)
+    return services, create_app(services, limits, background, settings.cors_origins, metrics.note)
 
 
 def _prepare_store(settings: GatewaySettings) -> None:

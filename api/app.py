@@ -1,6 +1,6 @@
 """The gateway as an ASGI application on the ports it is given. Importing or building it connects to nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from api.cors import add_cors
 from api.dependencies import GatewayServices
 from api.docs import add_docs
 from api.envelope import EnvelopeMiddleware, Observe
@@ -23,10 +24,13 @@ def create_app(
     services: GatewayServices,
     limits: RequestLimits,
     background: Background | None = None,
+    origins: Sequence[str] = (),
     observe: Observe | None = None,
 ) -> FastAPI:
-    """The application on `services`; `background` is what runs beside it for as long as it is served, `observe` is told
-    of each request."""
+    """The application on `services`; `background` is what runs beside it for as long as it is served.
+
+    `origins` are those of web pages that may use it; `observe` is told of each request.
+    """
     app = FastAPI(
         title="lensd",
         version=version("lensd"),
@@ -51,4 +55,6 @@ def create_app(
     add_docs(app, describe())
     app.add_middleware(LimitsMiddleware, limits=limits)
     app.add_middleware(EnvelopeMiddleware, observe=observe)
+    if origins:
+        add_cors(app, origins)
     return app

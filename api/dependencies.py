@@ -9,6 +9,8 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
+from api.events import KEEP_ALIVE_S
+from api.strangers import Strangers
 from services.batches.store import BatchStore
 from services.catalogue.catalogue import Catalogue
 from services.catalogue.feature_indexes import FeatureIndexes
@@ -20,6 +22,7 @@ from services.tenants.administration import KeyAdministration
 from services.tenants.audit import AuditLog
 from services.tenants.keys import ApiKey, KeyStore
 from services.tenants.limits import DEFAULTS, TenantLimits
+from services.tenants.refusals import Refusals
 from services.webhooks.store import WebhookStore
 from services.webhooks.urls import PUBLIC_ONLY, UrlRules
 
@@ -59,6 +62,10 @@ class GatewayServices:
     """Where webhooks may lead."""
     max_batches: int = 20
     """Batches of one owner that have not ended."""
+    keep_alive_s: float = KEEP_ALIVE_S
+    """Between two signs of life in a stream of events, which is also how long it outlives its key."""
+    strangers: Strangers = field(default_factory=Strangers)
+    refusals: Refusals = field(default_factory=Refusals)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process is asked to stop: whoever waits for a job then answers with what there is."""
     _reading: CapacityLimiter = field(init=False, default_factory=lambda: CapacityLimiter(_CONCURRENT_READS))

@@ -25,6 +25,7 @@ STATUS: Mapping[ErrorCode, HTTPStatus] = {
     ErrorCode.BODY_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     ErrorCode.BODY_TOO_DEEP: HTTPStatus.BAD_REQUEST,
     ErrorCode.HEADERS_TOO_LARGE: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    ErrorCode.REQUEST_TIMEOUT: HTTPStatus.REQUEST_TIMEOUT,
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     ErrorCode.NOT_ACCEPTABLE: HTTPStatus.NOT_ACCEPTABLE,
     ErrorCode.ROUTE_NOT_FOUND: HTTPStatus.NOT_FOUND,
@@ -163,4 +164,7 @@ def _headers(error: LensdError, status: HTTPStatus) -> dict[str, str]:
         headers["Retry-After"] = str(error.retry_after_s)
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="lensd"'
+    if status == HTTPStatus.REQUEST_TIMEOUT:
+        # What is still to come of the body must not be taken for the next request.
+        headers["Connection"] = "close"
     return headers

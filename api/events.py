@@ -7,7 +7,7 @@ an idle connection open; `Last-Event-ID` resumes after the last event seen.
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 
 from services.contracts.errors import LensdError
@@ -27,16 +27,26 @@ def resume_point(last_event_id: str | None) -> str | None:
 
 
 async def stream(
-    events: AsyncGenerator[JobEvent, None], closing: asyncio.Event, keep_alive_s: float = KEEP_ALIVE_S
+    events: AsyncGenerator[JobEvent, None],
+    closing: asyncio.Event,
+    may_follow: Callable[[], Awaitable[bool]],
+    keep_alive_s: float = KEEP_ALIVE_S,
 ) -> AsyncGenerator[bytes, None]:
     """`events` in the wire format of server-sent events.
 
-    Ends early when `closing` is set or the job is deleted: the client reconnects, and learns what became of it.
+    Ends early when `closing` is set, the job is deleted or the client no longer `may_follow` it, which is asked every
+    `keep_alive_s` seconds: the client reconnects, and learns what became of it.
     """
     yield f"retry: {RECONNECT_MS}\n\n".encode()
+    clock = asyncio.get_running_loop().time
+    asked_at = clock()
     with suppress(LensdError):
         async with aclosing(_follow(events, closing, keep_alive_s)) as following:
             async for event in following:
+                if clock() - asked_at >= keep_alive_s:
+                    asked_at = clock()
+                    if not await may_follow():
+                        return
                 yield b": keep-alive\n\n" if event is None else _frame(event)
 
 

@@ -8,6 +8,7 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from api.errors import InvalidParameters, ProblemItem, problem_response
 from api.violations import requirement, show
@@ -18,6 +19,7 @@ _FRAMEWORK_CODES: Mapping[int, ErrorCode] = {
     HTTPStatus.NOT_FOUND: ErrorCode.ROUTE_NOT_FOUND,
     HTTPStatus.METHOD_NOT_ALLOWED: ErrorCode.METHOD_NOT_ALLOWED,
 }
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 async def on_http_exception(request: Request, exception: Exception) -> Response:
@@ -29,7 +31,19 @@ async def on_http_exception(request: Request, exception: Exception) -> Response:
         ErrorCode.METHOD_NOT_ALLOWED: f"{request.method} is not possible at {where}: see the header Allow",
     }
     error = LensdError(code, messages.get(code, "the request could not be handled"))
-    return _problem(request, error, exception.headers)
+    headers = {"Allow": ", ".join(_allowed(request))} if code is ErrorCode.METHOD_NOT_ALLOWED else exception.headers
+    return _problem(request, error, headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that are possible at the request's path. Every route knows only its own, and so does the framework's
+    answer."""
+    routes = request.app.routes
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
 
 
 async def on_invalid_parameters(request: Request, exception: Exception) -> Response:

@@ -1,6 +1,8 @@
-"""What a request may weigh, checked before anything reads it: headers, form of the body, bytes as they stream in."""
+"""What a request may weigh and take: headers and form checked before anything reads it, the body while it comes in."""
 
+import asyncio
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +32,9 @@ class RequestLimits:
     header_bytes: int = 16_384
     """Of the path, the query and all headers together."""
     headers: int = 100
+    patience_s: float = 20.0
+    """Seconds that a body may take, beside what its bytes take at `body_bytes_per_s`."""
+    body_bytes_per_s: int = 10_000
 
 
 class LimitsMiddleware:
@@ -50,7 +55,7 @@ class LimitsMiddleware:
             bound = self.limits.lines_bytes if lines else self.limits.body_bytes
             _check_form(headers, (LINES, "application/x-ndjson") if lines else (JSON,))
             _check_length(headers, bound)
-            receive = _counted(receive, bound)
+            receive = _timed(_counted(receive, bound), self.limits)
         await self.app(scope, receive, send)
 
     def _check_headers(self, scope: Scope, headers: Headers) -> None:
@@ -82,6 +87,37 @@ def _counted(receive: Receive, bound: int) -> Receive:
         return message
 
     return counting
+
+
+def _timed(receive: Receive, limits: RequestLimits) -> Receive:
+    started = time.monotonic()
+    received = 0
+    whole = False
+
+    async def in_time() -> Message:
+        nonlocal received, whole
+        if whole:
+            # Whoever asks on waits for the client to go away.
+            return await receive()
+        left = started + limits.patience_s + received / limits.body_bytes_per_s - time.monotonic()
+        try:
+            async with asyncio.timeout(left):
+                message = await receive()
+        except TimeoutError:
+            raise _too_slow(received, time.monotonic() - started) from None
+        received += len(message.get("body", b""))
+        whole = not message.get("more_body", False)
+        return message
+
+    return in_time
+
+
+def _too_slow(received: int, seconds: float) -> Refused:
+    message = (
+        f"the body came too slowly: {received:,} bytes in {seconds:.1f} seconds; send it again, "
+        "over a slow connection in smaller pieces"
+    )
+    return Refused(ErrorCode.REQUEST_TIMEOUT, message)
 
 
 def _too_large(how: str, bound: int) -> Refused:

@@ -26,7 +26,7 @@ from api.routes.models import TokenizeRequest
 from api.routes.webhooks import MESSAGES, WebhookRequest, WebhookRotationRequest
 from services.contracts.batch import BatchLine, LineResult
 from services.contracts.feature_card import FeatureCard
-from services.contracts.job import JobResult, JobSpec, JobView
+from services.contracts.job import JobResult, JobSpec, JobTokens, JobView
 from services.contracts.label import LabelLine, LabelRequest
 from services.contracts.webhook import JobEnded
 
@@ -53,7 +53,7 @@ TAGS = [
     {"name": "health", "description": "For load balancers and orchestrators; no key needed."},
 ]
 
-_REQUESTS: tuple[Any, ...] = (
+REQUESTS: tuple[Any, ...] = (
     JobSpec,
     TokenizeRequest,
     LabelRequest,
@@ -64,7 +64,7 @@ _REQUESTS: tuple[Any, ...] = (
     KeyRequest,
     RotationRequest,
 )
-_ANSWERS: tuple[Any, ...] = (JobView, JobResult, LineResult, FeatureCard, FeatureList, JobEnded, Problem)
+_ANSWERS: tuple[Any, ...] = (JobView, JobTokens, JobResult, LineResult, FeatureCard, FeatureList, JobEnded, Problem)
 """Schemas of what routes write by themselves, which FastAPI therefore does not find."""
 
 
@@ -85,7 +85,7 @@ def describe() -> dict[str, Any]:
     )
     found: dict[str, Any] = document["components"]["schemas"]
     answers = found | _schemas(_ANSWERS, "serialization")
-    requests = {name: _flat(_asked(schema)) for name, schema in _schemas(_REQUESTS, "validation").items()}
+    requests = {name: _flat(_asked(schema)) for name, schema in _schemas(REQUESTS, "validation").items()}
     if split := {name for name in answers.keys() & requests.keys() if "properties" in answers[name]}:
         raise ValueError(f"{sorted(split)} are both asked and answered: give each its own model")
     schemas = {name: _answered(schema) for name, schema in answers.items()} | requests
@@ -145,6 +145,11 @@ def _flat(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     flat = {key: _flat(value) for key, value in node.items()}
+    if "patternProperties" in flat:
+        # Pydantic leaves the names that do not match open, and generators of clients know no patterns.
+        ((pattern, value),) = flat.pop("patternProperties").items()
+        names = {**flat.get("propertyNames", {}), "pattern": pattern}
+        flat |= {"propertyNames": names, "additionalProperties": value}
     if "oneOf" in flat and "discriminator" not in flat:
         flat["oneOf"] = [leaf for branch in flat["oneOf"] for leaf in branch.get("oneOf", (branch,))]
     return flat

@@ -1,62 +1,18 @@
-"""uvicorn as lensd needs it: bounded headers, problems also for what is not even HTTP, an end that does not hang."""
+"""uvicorn as lensd needs it: connections with bounds, proxies trusted by name only, an end that does not hang."""
 
 import asyncio
 import logging
 import signal
 import socket
-from http import HTTPStatus
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.errors import PROBLEM_MEDIA_TYPE, Problem
-from services.contracts.errors import ErrorCode
+from api.connection import BoundedProtocol
 
 log = logging.getLogger(__name__)
-
-MAX_HEAD_BYTES = 65_536
-"""Of a request's line and headers. The application has a tighter bound; this one holds before it is asked."""
-
-_NOT_HTTP = Problem(
-    type=f"urn:lensd:error:{ErrorCode.INVALID_REQUEST}",
-    title="Invalid request",
-    status=HTTPStatus.BAD_REQUEST,
-    detail=f"this is not HTTP/1.1, or its headers are larger than {MAX_HEAD_BYTES:,} bytes",
-    code=ErrorCode.INVALID_REQUEST,
-    instance="",
-    request_id="",
-)
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """Counts the bytes of a head that does not end: httptools itself would collect them for ever."""
-
-    _in_head = False
-    _head_bytes = 0
-
-    def data_received(self, data: bytes) -> None:
-        was_in_head = self._in_head
-        super().data_received(data)
-        self._head_bytes = self._head_bytes + len(data) if was_in_head and self._in_head else 0
-        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response("")
-
-    def on_message_begin(self) -> None:
-        self._in_head = True
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        super().on_headers_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        del msg
-        body = _NOT_HTTP.model_dump_json()
-        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {PROBLEM_MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(f"{head}connection: close\r\n\r\n{body}".encode())
-        self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -75,19 +31,34 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def make_server(app: FastAPI, closing: asyncio.Event, *, host: str, port: int, shutdown_s: int) -> Server:
-    """A server that, when it ends, finishes what is under way for at most `shutdown_s` seconds."""
+def make_server(
+    app: FastAPI,
+    closing: asyncio.Event,
+    *,
+    host: str,
+    port: int,
+    shutdown_s: int,
+    patience_s: float = BoundedProtocol.patience_s,
+    trusted_proxies: Sequence[str] = (),
+) -> Server:
+    """A server that, when it ends, finishes what is under way for at most `shutdown_s` seconds.
+
+    `patience_s` is how long a client may keep it waiting. What `X-Forwarded-For` says counts from `trusted_proxies`.
+    """
+    protocol = type("PatientProtocol", (BoundedProtocol,), {"patience_s": patience_s})
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
         loop="uvloop",
-        http=BoundedProtocol,
+        http=protocol,
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=list(trusted_proxies),
         timeout_graceful_shutdown=shutdown_s,
     )
     return Server(config, closing)

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from api.strangers import GENEROUS
 from services.jobs.limits import OwnerLimits
 from services.logs import LogFormat
 from services.store_settings import StoreSettings
-from services.tenants.limits import Rate, TenantLimits
+from services.tenants.limits import SLOWEST, Rate, TenantLimits
 from services.webhooks.urls import trusted_hosts
 
 _PLACEHOLDER = re.compile(
@@ -36,6 +37,14 @@ def _refuse_placeholder_password(url: SecretStr) -> SecretStr:
 
 Secret = Annotated[SecretStr, AfterValidator(_refuse_placeholder)]
 SecretUrl = Annotated[SecretStr, AfterValidator(_refuse_placeholder_password)]
+
+
+def _separated(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+Origin = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\-\[\]:]+$")]
+Origins = Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_separated)]
 
 
 def _read_hosts(value: object) -> object:
@@ -64,7 +73,7 @@ class GatewaySettings(StoreSettings):
     """Engine work that one job may ask for, by estimate: positions through blocks."""
     max_job_output: Annotated[ByteSize, Field(ge=1_000, le=2**40)] = ByteSize(64 * 2**20)
     """Bytes of one result, by estimate."""
-    requests_per_second: Annotated[float, Field(gt=0, le=1_000_000)] = 1_000.0
+    requests_per_second: Annotated[float, Field(ge=SLOWEST, le=1_000_000)] = 1_000.0
     """What a key may ask for, over all gateways; a key may have a rate of its own, as with all limits that follow."""
     request_burst: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     """Requests that a key may make at once."""
@@ -88,6 +97,15 @@ class GatewaySettings(StoreSettings):
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int | None, Field(ge=1, le=65_535)] = None
     """Where Prometheus scrapes the gateway; without it there are no figures."""
+    failed_auth_per_second: Annotated[float, Field(ge=SLOWEST, le=1_000_000)] = GENEROUS.per_second
+    failed_auth_burst: Annotated[int, Field(ge=1, le=1_000_000)] = GENEROUS.burst
+    """Requests without a valid key that one address may make of one gateway process: at once, and a second after."""
+    patience_s: Annotated[float, Field(gt=0, le=3_600)] = 20.0
+    """How long a client may take for the head of a request, for its body beside 10 kB/s, or to go on reading."""
+    cors_origins: Origins = ()
+    """Web pages that may use the API from a browser, as `https://host`, separated by commas; none by default."""
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_separated)] = ()
+    """Addresses or networks of proxies whose `X-Forwarded-For` says who asks, separated by commas."""
     shutdown_s: Annotated[int, Field(ge=0, le=600)] = 10
     """How long requests under way may take to end when the gateway is asked to stop."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
+from services.contracts.base import BLANK
 from services.contracts.errors import ErrorCode, Violation
 
 Schema = Mapping[str, Any]
@@ -177,7 +178,8 @@ def _expected(telling: Sequence[ErrorDetails], place: _Place, root: Schema) -> s
 def requirement(error: ErrorDetails) -> str:
     """What the place of `error` would accept."""
     template = _EXPECTED.get(error["type"])
-    return error["msg"] if template is None else template.format_map(error.get("ctx", {}))
+    told = error["msg"] if template is None else template.format_map(error.get("ctx", {}))
+    return told.replace(BLANK, r"\s")
 
 
 def _tags(node: Schema, root: Schema) -> Iterator[str]:

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from api.auth import Reader, Submitter
+from api.auth import Reader, Submitter, still_valid
 from api.bodies import BodyParser
 from api.dependencies import GatewayServices, Services
-from api.documented import body, content, problems, request_body
+from api.documented import body, event_stream, problems, request_body
 from api.errors import InvalidParameters, ProblemItem
 from api.events import ended_within, resume_point, stream
 from api.idempotency import REPLAYED, IdempotencyKey, idempotency
@@ -175,9 +175,8 @@ def delete_job(services: Services, key: Submitter, job_id: JobId) -> None:
     operation_id="stream_job_events",
     response_class=Response,
     responses={
-        200: content(
-            "text/event-stream",
-            {"type": "string"},
+        200: event_stream(
+            ("JobSummary", "JobTokens"),
             "Events named by the job's status, each with the job (a JobSummary) as its data; the first is a snapshot, "
             "the last is terminal. While a `generation` runs, an event that brings new tokens is named `tokens`, and "
             "its data (a JobTokens) is the job with `tokens`: per text (`prompt`, `strength`, null for the unsteered "
@@ -190,14 +189,17 @@ def delete_job(services: Services, key: Submitter, job_id: JobId) -> None:
 )
 async def stream_job_events(
     services: Services,
-    record: OwnJob,
+    key: Reader,
+    job_id: JobId,
     last_event_id: Annotated[str | None, Header(description="Resume after this event.")] = None,
 ) -> Response:
     """Follow a job as server-sent events."""
+    record = await run_in_threadpool(find_job, services, key, job_id)
     after = resume_point(last_event_id)
     if record.status.terminal and after == str(record.version):
         return Response(status_code=204)
-    frames = stream(services.events.watch(record.id, after), services.closing)
+    following = services.events.watch(job_id, after)
+    frames = stream(following, services.closing, lambda: still_valid(services, key), services.keep_alive_s)
     return StreamingResponse(frames, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 

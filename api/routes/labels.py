@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from api.auth import Reader, Submitter, require_scope
+from api.auth import Reader, Submitter, require_admin
 from api.bodies import BodyParser
 from api.dependencies import GatewayServices, Services
 from api.documented import content, lines_body, problems, request_body
@@ -23,7 +23,7 @@ from services.contracts.sae import SaeFacts
 from services.labels.store import Labelled
 from services.logs import request_id
 from services.tenants.audit import AuditAction, AuditEvent, put_on_record
-from services.tenants.keys import ApiKey, Scope
+from services.tenants.keys import ApiKey
 
 router = APIRouter(prefix="/v1/saes", tags=["features"])
 
@@ -54,8 +54,7 @@ async def set_feature_label(
     """
     require_feature(services.catalogue_for(key).sae(sae_id), index)
     raw = await request.body()
-    asked = await services.read(lambda: _label_body.parse(raw))
-    label = _checked(key, asked, datetime.now(UTC))
+    label = await services.read(lambda: _checked(services, key, sae_id, _label_body.parse(raw), datetime.now(UTC)))
     await run_in_threadpool(_put, services, key, sae_id, [Labelled(index, label)])
     return label
 
@@ -72,7 +71,7 @@ def delete_feature_label(
     """Forget the caller's label of a feature; with `shared`, which needs the scope `admin`, the operator's."""
     require_feature(services.catalogue_for(key).sae(sae_id), index)
     if shared:
-        require_scope(key, Scope.ADMIN)
+        require_admin(services, key, sae_id)
     if not services.labels.delete(key.owner, sae_id, index, shared=shared):
         whose = "no shared label" if shared else "no label of yours"
         raise NotFound(ErrorCode.LABEL_NOT_FOUND, f"feature {index} of {sae_id} has {whose}")
@@ -93,7 +92,7 @@ async def import_labels(request: Request, services: Services, key: Submitter, sa
     """
     facts = services.catalogue_for(key).sae(sae_id)
     raw = await request.body()
-    labels = await services.read(lambda: _read(raw, key, facts))
+    labels = await services.read(lambda: _read(services, raw, key, facts))
     await run_in_threadpool(_put, services, key, sae_id, labels)
     return LabelImport(stored=len(labels), shared=sum(item.label.shared for item in labels))
 
@@ -133,18 +132,18 @@ def _record(services: GatewayServices, key: ApiKey, action: AuditAction, sae_id:
     put_on_record(services.audit, event)
 
 
-def _checked(key: ApiKey, asked: LabelRequest, now: datetime) -> FeatureLabel:
+def _checked(services: GatewayServices, key: ApiKey, sae_id: str, asked: LabelRequest, now: datetime) -> FeatureLabel:
     if asked.shared:
-        require_scope(key, Scope.ADMIN)
+        require_admin(services, key, sae_id)
     return FeatureLabel(text=asked.text, author=asked.author, method=asked.method, shared=asked.shared, updated_at=now)
 
 
-def _read(raw: bytes, key: ApiKey, facts: SaeFacts) -> list[Labelled]:
+def _read(services: GatewayServices, raw: bytes, key: ApiKey, facts: SaeFacts) -> list[Labelled]:
     """The labels of an import; raises InvalidSpec with every wrong line, Refused(FORBIDDEN) for shared ones."""
     lines = parse_lines(_line_body, raw, MAX_LINES)
     _refuse_impossible(lines, facts)
     now = datetime.now(UTC)
-    return [Labelled(line.value.index, _checked(key, line.value, now)) for line in lines]
+    return [Labelled(line.value.index, _checked(services, key, facts.id, line.value, now)) for line in lines]
 
 
 def _refuse_impossible(lines: list[Numbered[LabelLine]], facts: SaeFacts) -> None:

@@ -52,25 +52,23 @@ def resolve(spec: JobSpec, catalogue: Catalogue, limits: Limits) -> Resolved:
     inputs = _read(spec, reader)
     if _is_whole(inputs, spec.asked()):
         reader.refuse_all(spec.input_violations(inputs))
+    # An estimate takes time by the number of tokens, so these are counted first.
+    _refuse_over(limits.tokens, inputs.tokens(), "tokens", reader)
     reader.raise_violations()
     sae_id = spec.sae_id()
     cost = estimate(spec, inputs, catalogue.model(spec.model), catalogue.sae(sae_id) if sae_id else None)
-    _refuse_too_large(inputs, cost, limits, reader)
+    minutes = cost.token_layers / max(1.0, reader.facts.token_layers_per_second) / 60
+    work = f"token-layers of work (about {minutes:.0f} minutes)"
+    _refuse_over(limits.token_layers, cost.token_layers, work, reader)
+    _refuse_over(limits.output_bytes, cost.output_bytes, "bytes of result", reader)
+    reader.raise_violations()
     return Resolved(inputs, cost)
 
 
-def _refuse_too_large(inputs: Inputs, cost: Cost, limits: Limits, reader: PromptReader) -> None:
-    minutes = cost.token_layers / max(1.0, reader.facts.token_layers_per_second) / 60
-    instead = "send fewer or shorter prompts, or sweep fewer layers and positions, in several jobs"
-    for what, asked, allowed in (
-        ("tokens", inputs.tokens(), limits.tokens),
-        (f"token-layers of work (about {minutes:.0f} minutes)", cost.token_layers, limits.token_layers),
-        ("bytes of result", cost.output_bytes, limits.output_bytes),
-    ):
-        if asked > allowed:
-            message = f"the job has {asked} {what}, and may have {allowed}: {instead}"
-            reader.refuse("", ErrorCode.JOB_TOO_LARGE, message)
-    reader.raise_violations()
+def _refuse_over(allowed: int, asked: int, what: str, reader: PromptReader) -> None:
+    if asked > allowed:
+        instead = "send fewer or shorter prompts, or sweep fewer layers and positions, in several jobs"
+        reader.refuse("", ErrorCode.JOB_TOO_LARGE, f"the job has {asked} {what}, and may have {allowed}: {instead}")
 
 
 def tokenize(catalogue: Catalogue, model_id: str, prompt: Prompt, bos: bool | None) -> PromptTokens:

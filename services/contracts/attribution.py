@@ -79,7 +79,9 @@ class AttributionSpec(Spec):
         yield from self.method.violations(facts)
 
     def input_violations(self, inputs: Inputs) -> Iterator[Violation]:
-        yield from self.method.input_violations(inputs)
+        # Without inputs of its own kind, of which `violations` tells, there is nothing to hold the method against.
+        if inputs.pairs if self.method.takes_pairs() else inputs.examples:
+            yield from self.method.input_violations(inputs)
 
 
 class AttributionResult(Result):

@@ -17,6 +17,9 @@ class Request(Contract):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
+BLANK = r"\x00-\x20\x7f-\xa0\u1680\u2000-\u200f\u2028-\u202f\u205f\u3000\ufeff"
+"""White space and control characters, as in the brackets of a pattern: dialects disagree on what `\\s` is."""
+
 CatalogueId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", examples=["smollm2-135m"])]
 """The name of a model or an SAE that the operator serves."""
 

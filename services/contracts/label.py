@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from services.contracts.base import Contract, Request
+from services.contracts.base import BLANK, Contract, Request
 from services.contracts.features import FeatureIndex
 
-LabelText = Annotated[str, Field(min_length=1, max_length=2_000, pattern=r"\S")]
+LabelText = Annotated[str, Field(min_length=1, max_length=2_000, pattern=f"[^{BLANK}]")]
 Author = Annotated[str, Field(min_length=1, max_length=200, description="Who or what says so: a person, a model.")]
 Method = Annotated[str, Field(min_length=1, max_length=100, description="How it was found: `manual`, `autointerp`, …")]
 

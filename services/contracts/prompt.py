@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, FailFast, Field, Tag
 from typing_extensions import TypeAliasType
 
-from services.contracts.base import Position, Request, TokenId
+from services.contracts.base import BLANK, Position, Request, TokenId
 
 MAX_PROMPT_CHARACTERS = 100_000
 MAX_PROMPT_TOKENS = 32_768
@@ -64,7 +64,7 @@ Answer = TypeAliasType(
 )
 """One token of the vocabulary: as the text that continues the prompt (" Mary"), or as its id."""
 
-PositionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s]+$")]
+PositionName = Annotated[str, Field(min_length=1, max_length=64, pattern=f"^[^{BLANK}]+$")]
 
 
 class Example(Request):

@@ -1,4 +1,4 @@
-"""The audit log: what was done to keys and to shared labels, by whom and in which request. Never a secret."""
+"""The audit log: what was done to keys and shared labels, or refused, by whom, in which request. Never a secret."""
 
 import logging
 import re
@@ -13,7 +13,8 @@ from services.contracts.errors import ErrorCode, Refused
 
 log = logging.getLogger("lensd.audit")
 
-_ID = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
+# There is nothing before 0-0, and Redis refuses to look.
+_ID = re.compile(r"(?!0+-0+$)[0-9]{1,15}-[0-9]{1,15}")
 
 
 class AuditAction(StrEnum):
@@ -22,6 +23,7 @@ class AuditAction(StrEnum):
     KEY_REVOKED = "key_revoked"
     LABELS_SHARED = "labels_shared"
     SHARED_LABEL_DELETED = "shared_label_deleted"
+    ADMIN_REFUSED = "admin_refused"
 
 
 class AuditEvent(Contract):
@@ -29,7 +31,7 @@ class AuditEvent(Contract):
 
     action: AuditAction
     actor: Annotated[str, Field(description="The id of the key that did it; `shell` for the operator's command line.")]
-    target: Annotated[str, Field(description="The id of the key it was done to, or of the SAE.")]
+    target: Annotated[str, Field(description="The id of the key it was done to, or of the SAE, or what was refused.")]
     details: dict[str, str] = {}
     request_id: str | None = None
 

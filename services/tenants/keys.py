@@ -66,6 +66,13 @@ class ApiKey(Contract):
             matches = matches or now < self.retiring.until
         return matches and self.lives(now)
 
+    def still_opens(self, current: "ApiKey | None", now: datetime) -> bool:
+        """Whether what opened with this key would still open it at `now`, as it is kept by then (None: not at all)."""
+        secrets_then = (
+            [self.secret_sha256] if self.retiring is None else [self.secret_sha256, self.retiring.secret_sha256]
+        )
+        return current is not None and any(current.opens_with(secret, now) for secret in secrets_then)
+
     def lives(self, now: datetime) -> bool:
         return self.expires_at is None or now < self.expires_at
 

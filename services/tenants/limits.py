@@ -8,6 +8,9 @@ from pydantic import Field
 from services.contracts.base import Contract
 from services.jobs.limits import OwnerLimits
 
+SLOWEST = 0.001
+"""Requests a second that a rate allows at least: an allowance that takes centuries to fill cannot be told in dates."""
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -39,7 +42,7 @@ class RateStanding:
 class KeyLimits(Contract):
     """What one key has instead of the operator's defaults; null leaves the default."""
 
-    requests_per_second: Annotated[float | None, Field(gt=0, le=1_000_000)] = None
+    requests_per_second: Annotated[float | None, Field(ge=SLOWEST, le=1_000_000)] = None
     burst: Annotated[int | None, Field(ge=1, le=1_000_000, description="Requests at once.")] = None
     jobs: Annotated[int | None, Field(ge=0, le=1_000_000, description="Queued and running jobs of the owner.")] = None
     running: Annotated[int | None, Field(ge=1, le=100_000, description="Running jobs of the owner.")] = None

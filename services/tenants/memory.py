@@ -86,6 +86,8 @@ class MemoryAuditLog:
 
     def page(self, cursor: str | None, limit: int) -> AuditPage:
         check_cursor(cursor)
-        end = len(self._entries) if cursor is None else int(cursor.partition("-")[0]) - 1
+        end = len(self._entries)
+        if cursor is not None:
+            end = min(end, max(0, int(cursor.partition("-")[0]) - 1))
         found = self._entries[max(0, end - limit) : end][::-1]
         return AuditPage(entries=tuple(found), cursor=found[-1].id if found and end > limit else None)

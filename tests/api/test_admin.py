@@ -12,7 +12,7 @@ from services.catalogue.resolve import Limits, resolve
 from services.contracts.job import JobSpec
 from services.jobs.limits import OwnerLimits
 from services.tenants.keys import Scope, new_key
-from services.tenants.limits import KeyLimits, Rate, TenantLimits
+from services.tenants.limits import SLOWEST, KeyLimits, Rate, TenantLimits
 from tests.api.conftest import Stand
 from tests.api.specs import PATCHING
 
@@ -58,6 +58,7 @@ async def test_a_made_key_works_and_its_secret_is_shown_once(stand: Stand, admin
         ({"owner": "a", "scopes": ["root"]}, "/scopes/0"),
         ({"owner": "a", "days": 0}, "/days"),
         ({"owner": "a", "limits": {"queue_share": 2}}, "/limits/queue_share"),
+        ({"owner": "a", "limits": {"requests_per_second": 1e-300}}, "/limits/requests_per_second"),
         ({"owner": "a", "secret": "mine"}, "/secret"),
     ],
 )
@@ -105,6 +106,19 @@ async def test_the_log_names_who_did_what_in_which_request(stand: Stand, admin: 
     assert (wrong.status_code, wrong.json()["errors"][0]["parameter"]) == (422, "cursor")
 
 
+async def test_an_attempt_to_administer_is_put_on_record_once_in_a_while(
+    stand: Stand, admin: httpx.AsyncClient
+) -> None:
+    plaintext = stand.key("mallory", Scope.JOBS, Scope.READ)
+    async with stand.client(plaintext) as mallory:
+        answers = [await mallory.delete("/v1/admin/keys/abcdefghij23") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [403, 403, 403]
+    (entry,) = (await admin.get("/v1/admin/audit")).json()["entries"]
+    assert (entry["action"], entry["actor"]) == ("admin_refused", plaintext.split("_")[1])
+    assert entry["target"] == "DELETE /v1/admin/keys/abcdefghij23"
+    assert entry["request_id"] == answers[0].headers["x-request-id"]
+
+
 async def test_a_key_over_its_rate_is_told_when_to_come_back_and_others_are_not_held_up(stand: Stand) -> None:
     app = stand.app_with(tenants=TenantLimits(rate=Rate(per_second=0.1, burst=2)))
     async with stand.client(stand.key("alice"), app) as alice, stand.client(stand.key("bob"), app) as bob:
@@ -118,6 +132,15 @@ async def test_a_key_over_its_rate_is_told_when_to_come_back_and_others_are_not_
     assert refused.json()["code"] == "rate_limited"
     assert refused.headers["ratelimit"].startswith('"requests";r=0;t=')
     assert 1 <= int(refused.headers["retry-after"]) <= 10
+
+
+async def test_the_slowest_key_with_the_largest_burst_is_no_trouble(stand: Stand, admin: httpx.AsyncClient) -> None:
+    limits = {"requests_per_second": SLOWEST, "burst": 1_000_000}
+    made = await admin.post("/v1/admin/keys", json={"owner": "a", "limits": limits})
+    async with stand.client(made.json()["api_key"]) as client:
+        answers = [await client.get("/v1/models") for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[1].headers["ratelimit-policy"] == '"requests";q=1000000;w=1000000000'
 
 
 async def test_a_refused_request_says_how_the_key_stands_too(stand: Stand) -> None:

@@ -3,14 +3,17 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
 
+from api.auth import still_valid
 from api.events import resume_point, stream
 from services.contracts.generation import NewTokens
 from services.contracts.job import JobProgress, JobStatus, JobSummary, JobTokens
 from services.jobs.record import JobEvent, StoredResult
+from services.tenants.keys import Scope, new_key, rotated
 from tests.api.conftest import Stand
 from tests.api.specs import PATCHING, patching_result
 
@@ -137,6 +140,10 @@ def summary(status: JobStatus) -> JobSummary:
     )
 
 
+async def always() -> bool:
+    return True
+
+
 async def slow_events(pause_s: float) -> AsyncGenerator[JobEvent, None]:
     yield JobEvent("1", summary(JobStatus.RUNNING))
     await asyncio.sleep(pause_s)
@@ -144,7 +151,7 @@ async def slow_events(pause_s: float) -> AsyncGenerator[JobEvent, None]:
 
 
 async def test_an_idle_stream_is_kept_alive_by_comments() -> None:
-    frames = [frame async for frame in stream(slow_events(0.1), asyncio.Event(), keep_alive_s=0.02)]
+    frames = [frame async for frame in stream(slow_events(0.1), asyncio.Event(), always, keep_alive_s=0.02)]
     assert frames.count(b": keep-alive\n\n") >= 2
     assert frames[-1].startswith(b"id: 2\nevent: succeeded\n")
 
@@ -153,7 +160,7 @@ async def test_a_stopping_gateway_ends_its_streams() -> None:
     closing, events = asyncio.Event(), slow_events(60)
     frames: list[bytes] = []
     async with asyncio.timeout(5):
-        async for frame in stream(events, closing):
+        async for frame in stream(events, closing, always):
             frames.append(frame)
             closing.set()
     assert frames[0].startswith(b"retry: ")
@@ -163,9 +170,69 @@ async def test_a_stopping_gateway_ends_its_streams() -> None:
 
 async def test_leaving_a_stream_stops_watching_the_job() -> None:
     events = slow_events(60)
-    frames = stream(events, asyncio.Event())
+    frames = stream(events, asyncio.Event(), always)
     await anext(frames)
     await anext(frames)
     await frames.aclose()
     with pytest.raises(StopAsyncIteration):
         await anext(events)
+
+
+async def test_a_stream_ends_at_its_next_keep_alive_once_its_key_is_revoked() -> None:
+    valid = True
+
+    async def is_valid() -> bool:
+        return valid
+
+    frames = []
+    async with asyncio.timeout(5):
+        async for frame in stream(slow_events(60), asyncio.Event(), is_valid, keep_alive_s=0.02):
+            frames.append(frame)
+            valid = frame != b": keep-alive\n\n"
+    assert frames[-1] == b": keep-alive\n\n"
+    assert not any(b"succeeded" in frame for frame in frames)
+
+
+async def test_a_busy_stream_ends_too_once_its_key_is_revoked() -> None:
+    async def busy() -> AsyncGenerator[JobEvent, None]:
+        while True:
+            await asyncio.sleep(0.005)
+            yield JobEvent("1", summary(JobStatus.RUNNING))
+
+    asked = 0
+
+    async def is_valid() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked < 3
+
+    async with asyncio.timeout(5):
+        frames = [frame async for frame in stream(busy(), asyncio.Event(), is_valid, keep_alive_s=0.02)]
+    assert asked == 3
+    assert len(frames) > 3
+
+
+async def test_an_open_stream_ends_soon_after_its_key_is_revoked(stand: Stand) -> None:
+    plaintext = stand.key("alice")
+    async with asyncio.timeout(5), stand.client(plaintext, stand.app_with(keep_alive_s=0.02)) as client:
+        job_id = await submitted(client)
+        following = asyncio.create_task(client.get(f"/v1/jobs/{job_id}/events"))
+        await asyncio.sleep(0.2)
+        assert not following.done()
+        stand.keys.delete(plaintext.split("_")[1])
+        events = received((await following).text)
+    assert [event.event for event in events] == ["queued"]
+
+
+async def test_only_what_would_open_now_may_go_on_following(stand: Stand) -> None:
+    _, key = new_key("alice", "test", tuple(Scope))
+    assert not await still_valid(stand.services, key)
+    stand.keys.put(key)
+    assert await still_valid(stand.services, key)
+    stand.keys.put(key.model_copy(update={"expires_at": datetime.now(UTC) - timedelta(seconds=1)}))
+    assert not await still_valid(stand.services, key)
+    for overlap_s, is_good in ((60, True), (0, False)):
+        _, fresh = rotated(key, timedelta(seconds=overlap_s))
+        stand.keys.put(fresh)
+        assert await still_valid(stand.services, key) is is_good
+        assert await still_valid(stand.services, fresh)

@@ -77,6 +77,7 @@ async def test_shared_labels_are_the_operators_to_set_and_everybodys_to_see(
     assert [(entry.action, entry.target) for entry in entries] == [
         (AuditAction.SHARED_LABEL_DELETED, SAE),
         (AuditAction.LABELS_SHARED, SAE),
+        (AuditAction.ADMIN_REFUSED, SAE),
     ]
 
 

@@ -1,5 +1,6 @@
 """What a request may weigh and in which form it may come."""
 
+import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator
@@ -121,3 +122,41 @@ async def test_a_very_long_query_is_refused(client: httpx.AsyncClient) -> None:
     response = await client.get("/v1/jobs", params={"label": "x" * 20_000})
     assert response.status_code == 431
     assert len(response.content) < 1_000
+
+
+async def test_a_body_that_comes_too_slowly_is_given_up(stand: Stand) -> None:
+    sent = 0
+
+    async def trickling() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1
+            yield b" "
+            await asyncio.sleep(0.01)
+
+    app = create_app(stand.services, RequestLimits(patience_s=0.2))
+    async with asyncio.timeout(5), stand.client(stand.key("alice"), app) as client:
+        response = await client.post("/v1/jobs", content=trickling(), headers=JSON)
+    assert (response.status_code, response.json()["code"]) == (408, "request_timeout")
+    assert response.headers["connection"] == "close"
+    assert sent > 2
+
+
+async def test_a_long_body_may_take_longer_than_a_short_one(stand: Stand) -> None:
+    async def steady() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            yield b" " * 1_000
+            await asyncio.sleep(0.05)
+        yield BODY
+
+    app = create_app(stand.services, RequestLimits(patience_s=0.2))
+    async with asyncio.timeout(5), stand.client(stand.key("alice"), app) as client:
+        response = await client.post("/v1/jobs", content=steady(), headers=JSON)
+    assert response.status_code == 202
+
+
+async def test_a_wait_for_the_end_of_a_job_is_no_slow_body(stand: Stand) -> None:
+    app = create_app(stand.services, RequestLimits(patience_s=0.1))
+    async with asyncio.timeout(5), stand.client(stand.key("alice"), app) as client:
+        response = await client.post("/v1/jobs", content=BODY, headers={**JSON, "Prefer": "wait=1"})
+    assert response.status_code == 202

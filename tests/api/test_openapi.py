@@ -64,7 +64,7 @@ def test_every_route_says_what_it_does_and_what_it_answers(operation: dict[str, 
 @pytest.mark.parametrize("operation", operations())
 def test_every_error_is_a_problem_and_nothing_else(operation: dict[str, Any]) -> None:
     errors = {status: answer for status, answer in operation["responses"].items() if not status.startswith("2")}
-    assert {"431", "500"} <= set(errors)
+    assert {"400", "408", "431", "500"} <= set(errors)
     if operation["operationId"] not in NO_KEY:
         assert {"401", "403", "503"} <= set(errors)
         assert operation["security"] == [{"ApiKey": []}]
@@ -75,7 +75,7 @@ def test_every_error_is_a_problem_and_nothing_else(operation: dict[str, Any]) ->
 @pytest.mark.parametrize("operation", operations())
 def test_what_takes_a_body_or_a_parameter_can_refuse_it(operation: dict[str, Any]) -> None:
     if "requestBody" in operation:
-        assert {"400", "413", "415", "422"} <= set(operation["responses"])
+        assert {"413", "415", "422"} <= set(operation["responses"])
     if operation.get("parameters"):
         assert "422" in operation["responses"]
 
@@ -122,6 +122,22 @@ def test_requests_are_closed_and_answers_are_open_and_complete() -> None:
     answer = SCHEMAS["PatchingResult"]
     assert "additionalProperties" not in answer
     assert answer["required"] == list(answer["properties"])
+
+
+def test_names_of_another_form_are_no_names() -> None:
+    positions = SCHEMAS["Pair"]["properties"]["positions"]
+    assert positions["propertyNames"]["pattern"]
+    assert positions["additionalProperties"]["type"] == "integer"
+    assert "patternProperties" not in render()
+
+
+def test_what_a_line_or_an_event_holds_is_told() -> None:
+    paths = describe()["paths"]
+    lines = paths["/v1/saes/{sae_id}/labels"]["post"]["requestBody"]["content"]["application/jsonl"]
+    assert lines["x-itemSchema"] == {"$ref": "#/components/schemas/LabelLine"}
+    events = paths["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]
+    data = events["x-itemSchema"]["properties"]["data"]
+    assert [found.rsplit("/", 1)[1] for found in references(data)] == ["JobSummary", "JobTokens"]
 
 
 def test_no_default_is_an_object() -> None:

@@ -5,8 +5,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.api.catalogue import MODEL
 from tests.api.conftest import POOL, Stand
-from tests.api.specs import PATCHING
+from tests.api.specs import ATTRIBUTION, PATCHING
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +61,24 @@ async def test_what_the_model_cannot_do_is_refused_with_a_code_and_a_pointer(
     problem = (await client.post("/v1/jobs", json={**PATCHING, **changed})).json()
     assert (problem["status"], problem["code"]) == (422, code)
     assert pointer is None or problem["errors"][0]["pointer"] == pointer
+
+
+@pytest.mark.parametrize("name", ["two words", "\u0085", "\ufeff", "a\u2003b", "\x00"])
+async def test_a_name_of_a_position_with_a_space_of_any_kind_is_refused(client: httpx.AsyncClient, name: str) -> None:
+    pair = {**PATCHING["pairs"][0], "positions": {name: 1}}
+    problem = (await client.post("/v1/jobs", json={**PATCHING, "pairs": [pair]})).json()
+    assert problem["code"] == "invalid_request"
+    assert problem["detail"].endswith(r"expected text that matches ^[^\s]+$")
+
+
+@pytest.mark.parametrize("inputs", [{}, {"examples": ATTRIBUTION["examples"]}, {"examples": [], "pairs": []}])
+@pytest.mark.parametrize("method", ["attribution_patching", "edge_attribution_patching"])
+async def test_a_method_without_inputs_of_its_kind_is_told_so(
+    client: httpx.AsyncClient, method: str, inputs: dict[str, Any]
+) -> None:
+    job = {"kind": "attribution", "model": MODEL, "method": {"type": method}, **inputs}
+    response = await client.post("/v1/jobs", json=job)
+    assert (response.status_code, response.json()["errors"][0]["pointer"]) == (422, "/pairs")
 
 
 @pytest.mark.parametrize(

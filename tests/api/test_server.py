@@ -7,8 +7,10 @@ from contextlib import asynccontextmanager, suppress
 
 import httpx
 import pytest
+from fastapi import FastAPI, Request
 
-from api.server import MAX_HEAD_BYTES, Server, make_server
+from api.connection import MAX_HEAD_BYTES
+from api.server import Server, make_server
 from tests.api.conftest import Stand
 from tests.api.specs import PATCHING
 
@@ -18,17 +20,24 @@ HOST = "127.0.0.1"
 
 
 @asynccontextmanager
-async def running(stand: Stand) -> AsyncIterator[tuple[Server, int]]:
-    """The server and its port."""
-    server = make_server(stand.app, stand.services.closing, host=HOST, port=0, shutdown_s=5)
-    serving = asyncio.create_task(server.serve())
+async def serving(server: Server) -> AsyncIterator[int]:
+    """The port of `server`, which serves for as long as the block lasts."""
+    task = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
     try:
-        yield server, server.servers[0].sockets[0].getsockname()[1]
+        yield server.servers[0].sockets[0].getsockname()[1]
     finally:
         server.should_exit = True
-        await serving
+        await task
+
+
+@asynccontextmanager
+async def running(stand: Stand) -> AsyncIterator[tuple[Server, int]]:
+    """The server and its port."""
+    server = make_server(stand.app, stand.services.closing, host=HOST, port=0, shutdown_s=5)
+    async with serving(server) as port:
+        yield server, port
 
 
 async def exchange(port: int, data: bytes) -> bytes:
@@ -97,3 +106,18 @@ async def test_those_who_wait_do_not_hold_up_the_end(stand: Stand) -> None:
         server.should_exit = True
         assert "event: queued" in (await following).text
         assert (await waiting).json()["status"] == "queued"
+
+
+@pytest.mark.parametrize(("trusted", "seen"), [((), HOST), (("10.0.0.0/8",), HOST), ((HOST,), "203.0.113.7")])
+async def test_only_a_trusted_proxy_says_who_asks(stand: Stand, trusted: tuple[str, ...], seen: str) -> None:
+    app = FastAPI()
+
+    @app.get("/")
+    async def address(request: Request) -> str:
+        assert request.client is not None
+        return request.client.host
+
+    server = make_server(app, asyncio.Event(), host=HOST, port=0, shutdown_s=1, trusted_proxies=trusted)
+    async with serving(server) as port, httpx.AsyncClient(base_url=f"http://{HOST}:{port}", trust_env=False) as client:
+        answer = await client.get("/", headers={"X-Forwarded-For": "203.0.113.7"})
+    assert answer.json() == seen

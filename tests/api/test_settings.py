@@ -41,6 +41,22 @@ def test_the_hosts_that_webhooks_may_reach_are_a_list_with_commas(monkeypatch: p
         GatewaySettings()
 
 
+def test_origins_and_proxies_are_lists_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (GatewaySettings().cors_origins, GatewaySettings().trusted_proxies) == ((), ())
+    monkeypatch.setenv("LENSD_CORS_ORIGINS", "https://a.org, http://localhost:3000")
+    monkeypatch.setenv("LENSD_TRUSTED_PROXIES", "10.0.0.0/8,::1")
+    settings = GatewaySettings()
+    assert settings.cors_origins == ("https://a.org", "http://localhost:3000")
+    assert settings.trusted_proxies == ("10.0.0.0/8", "::1")
+
+
+@pytest.mark.parametrize("origin", ["*", "a.org", "https://a.org/", "https://a.org/path", "null"])
+def test_what_is_no_origin_is_refused(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    monkeypatch.setenv("LENSD_CORS_ORIGINS", f"https://b.org,{origin}")
+    with pytest.raises(ValidationError):
+        GatewaySettings()
+
+
 @pytest.mark.parametrize("secret", PLACEHOLDERS)
 def test_a_placeholder_is_no_key(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
     monkeypatch.setenv("LENSD_BOOTSTRAP_KEY", secret)

@@ -1,10 +1,11 @@
 """What `ablation` costs: the references' runs, an unpatched run an example, and of each ablated run what it changes."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from services.catalogue.costs.cost import FLOAT_BYTES, Cost
 from services.catalogue.costs.feature_changes import feature_ablation_cost
-from services.catalogue.costs.rows import PlannedRow, Touch, work
+from services.catalogue.costs.rows import PlannedRow, PlannedSweep, Touch, work
 from services.contracts.ablation import AblationSpec, ResampleAblation, SweptAblation, ZeroAblation
 from services.contracts.feature_ablation import FeatureAblation
 from services.contracts.inputs import Inputs, TokenizedExample
@@ -33,15 +34,12 @@ def _swept_cost(method: SweptAblation, spec: AblationSpec, inputs: Inputs, model
     return Cost(token_layers, tensors * cells * FLOAT_BYTES)
 
 
-def _rows(method: SweptAblation, example: TokenizedExample, model: ModelFacts) -> Iterator[PlannedRow]:
+def _rows(method: SweptAblation, example: TokenizedExample, model: ModelFacts) -> Iterator[PlannedRow | PlannedSweep]:
     tokens, at = example.prompt.ids, example.metric_position
     yield PlannedRow(tokens, model.layers, reads_at=at)
     samples = method.samples if isinstance(method, ResampleAblation) else 1
-    site = SiteName(method.site)
-    for layer in _layers(method, model):
-        for first in _starts(method, len(tokens)):
-            row = PlannedRow(tokens, model.layers, (Touch(site, layer, first),), at)
-            yield from [row] * (samples * _heads(method, model))
+    site, starts = SiteName(method.site), Counter(_starts(method, len(tokens)))
+    yield PlannedSweep(tokens, model.layers, site, _layers(method, model), starts, at, samples * _heads(method, model))
 
 
 def _references(method: SweptAblation, inputs: Inputs, model: ModelFacts) -> Iterator[PlannedRow]:

@@ -4,12 +4,13 @@ How many features change, and where, is known only afterwards: all that were ask
 can change.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from services.catalogue.costs.cost import FLOAT_BYTES, GRADIENT_PASSES, Cost
 from services.catalogue.costs.features import PROMOTED_BYTES
-from services.catalogue.costs.rows import PlannedRow, Tokens, Touch, work
+from services.catalogue.costs.rows import PlannedRow, PlannedSweep, Tokens, Touch, work
 from services.contracts.ablation import AblationSpec
 from services.contracts.feature_ablation import FeatureAblation
 from services.contracts.feature_patching import FeaturePatching
@@ -95,12 +96,14 @@ def _work(
     return total + work(first, model.layers, runs) + work(patched, model.layers)
 
 
-def _rows(item: _Item, cells: int, model: ModelFacts, sae: SaeFacts, *, by_position: bool) -> Iterator[PlannedRow]:
-    if item.positions:
-        yield PlannedRow(item.base, model.layers, reads_at=item.reads_at)
-    for position in item.positions if by_position else item.positions and (min(item.positions),):
-        touches = (Touch(sae.site, sae.layer, position),)
-        yield from [PlannedRow(item.base, model.layers, touches, item.reads_at)] * cells
+def _rows(
+    item: _Item, cells: int, model: ModelFacts, sae: SaeFacts, *, by_position: bool
+) -> Iterator[PlannedRow | PlannedSweep]:
+    if not item.positions:
+        return
+    yield PlannedRow(item.base, model.layers, reads_at=item.reads_at)
+    starts = Counter(item.positions if by_position else (min(item.positions),))
+    yield PlannedSweep(item.base, model.layers, sae.site, (sae.layer,), starts, item.reads_at, cells)
 
 
 def _feature_count(method: FeatureChoice, sae: SaeFacts) -> int:

@@ -6,8 +6,9 @@
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from services.contracts.site import SiteName
 
@@ -56,10 +57,65 @@ class PlannedRow:
         join = min((touch.join for touch in self.touches), default=self.depth)
         return (len(self.tokens) - start) * max(0, self.depth - join)
 
+    @property
+    def billed_whole(self) -> int:
+        return max(1, self.whole)
 
-def work(rows: Iterable[PlannedRow], layers: int, runs: Iterable[Tokens] = ()) -> int:
+    @property
+    def billed_branched(self) -> int:
+        return max(1, self.branched)
+
+
+@dataclass(frozen=True)
+class PlannedSweep:
+    """Rows of one prompt, `times` for each of `layers` × `starts`: summed up, since a small body can ask for millions.
+
+    `starts` are the first positions that they change at the site, each with its number of rows.
+    """
+
+    tokens: Tokens
+    depth: int
+    site: SiteName
+    layers: Sequence[int | None]
+    starts: Mapping[int, int]
+    reads_at: int | None
+    times: int = 1
+
+    @property
+    def whole(self) -> int:
+        return self._rows * len(self.tokens) * self.depth
+
+    @property
+    def branched(self) -> int:
+        if self.site is SiteName.EMBED:
+            return self.whole
+        last = len(self.tokens) if self.reads_at is None else self.reads_at
+        reach = sum(count * (len(self.tokens) - min(start, last)) for start, count in self.starts.items())
+        return self.times * reach * sum(self._depths)
+
+    @property
+    def billed_whole(self) -> int:
+        return max(self._rows, self.whole)
+
+    @property
+    def billed_branched(self) -> int:
+        if self.site is SiteName.EMBED:
+            return self.billed_whole
+        return self.branched + self.times * sum(self.starts.values()) * self._depths.count(0)
+
+    @property
+    def _rows(self) -> int:
+        return self.times * len(self.layers) * sum(self.starts.values())
+
+    @cached_property
+    def _depths(self) -> list[int]:
+        """The blocks that a row of each layer goes through on its unpatched run."""
+        return [max(0, self.depth - Touch(self.site, layer, 0).join) for layer in self.layers]
+
+
+def work(rows: Iterable[PlannedRow | PlannedSweep], layers: int, runs: Iterable[Tokens] = ()) -> int:
     """Token-layers of `rows`, submitted together, and of the unpatched `runs` whose activations they take."""
-    sharing: dict[Tokens, list[PlannedRow]] = defaultdict(list)
+    sharing: dict[Tokens, list[PlannedRow | PlannedSweep]] = defaultdict(list)
     for row in rows:
         sharing[row.tokens].append(row)
     needed = set(runs)
@@ -67,7 +123,7 @@ def work(rows: Iterable[PlannedRow], layers: int, runs: Iterable[Tokens] = ()) -
     for tokens, together in sharing.items():
         saved = sum(row.whole - row.branched for row in together)
         branched = saved >= len(tokens) * layers
-        total += sum(max(1, row.branched if branched else row.whole) for row in together)
+        total += sum(row.billed_branched if branched else row.billed_whole for row in together)
         if branched:
             needed.add(tokens)
     return total + layers * sum(map(len, needed))

@@ -165,6 +165,18 @@ def test_a_malformed_record_is_quarantined_and_the_next_job_served(
     assert client.keys(f"lensd:*{damaged}*") == []
 
 
+def test_a_batch_and_an_endpoint_hear_of_a_quarantined_job_once(store: RedisJobStore, client: Redis) -> None:
+    counts = {"lines": 2, "invalid": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
+    client.hset("lensd:batch:batch_1", mapping={"owner": "ada", "status": "running", **counts})
+    client.hset("lensd:webhook:wh_1", "owner", "ada")
+    damaged = store.create(new_job().model_copy(update={"ties": Ties(batch="batch_1", webhook="wh_1")})).id
+    _damage(client, damaged, {"spec": "{"})
+    assert store.claim("default", "w1", tuple(Size)) is None
+    assert client.hget("lensd:batch:batch_1", "failed") == b"1"
+    assert client.zcard("lensd:deliveries:ada") == 1
+    assert client.scard("lensd:batch-living:batch_1") == 0
+
+
 def test_what_is_no_record_at_all_is_kept_aside_for_a_while_and_spoils_nothing(
     store: RedisJobStore, client: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

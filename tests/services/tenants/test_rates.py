@@ -174,7 +174,13 @@ def test_what_is_done_to_keys_is_on_record_without_secrets(administration: KeyAd
         assert secret not in kept
 
 
-@pytest.mark.parametrize("cursor", ["", "nonsense", "1-", "9" * 40 + "-0", "(1-0"])
+@pytest.mark.parametrize("cursor", ["", "nonsense", "1-", "9" * 40 + "-0", "(1-0", "0-0", "00-000"])
 def test_a_cursor_that_is_not_ours_is_refused(administration: KeyAdministration, cursor: str) -> None:
     with pytest.raises(Refused):
         administration.audit.page(cursor, 10)
+
+
+@pytest.mark.parametrize("cursor", ["0-1", "1-0", "9" * 15 + "-" + "9" * 15])
+def test_a_cursor_that_could_be_ours_gives_what_is_before_it(administration: KeyAdministration, cursor: str) -> None:
+    administration.create(KeyWish("ada", "ci", (Scope.READ,)), SHELL)
+    assert len(administration.audit.page(cursor, 10).entries) == cursor.startswith("9")
