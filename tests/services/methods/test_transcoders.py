@@ -188,7 +188,16 @@ STEERED = {
 ATTRIBUTED = {"kind": "attribution", "method": {"type": "feature_attribution", "sae": "sae"}, "pairs": [PAIR]}
 
 
-@pytest.mark.parametrize(("body", "pointer"), [(STEERED, "/steering/0/sae"), (ATTRIBUTED, "/method/sae")])
+EXAMPLE = {"prompt": PAIR["clean"], "answer": PAIR["answer"], "foil": PAIR["foil"]}
+PATCHED = {"kind": "patching", "method": {"type": "feature_patching", "sae": "sae"}, "pairs": [PAIR]}
+ABLATED = {"kind": "ablation", "method": {"type": "feature_ablation", "sae": "sae"}, "examples": [EXAMPLE]}
+SPLIT = {"kind": "attribution", "method": {"type": "direct_logit_attribution", "sae": "sae"}, "examples": [EXAMPLE]}
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [(STEERED, "/steering/0/sae"), *((body, "/method/sae") for body in (ATTRIBUTED, PATCHED, ABLATED, SPLIT))],
+)
 def test_what_takes_features_for_parts_of_what_is_read_is_refused_before_the_queue(
     laboratory: Laboratory, body: dict[str, Any], pointer: str
 ) -> None:
