@@ -23,8 +23,8 @@ AT_ONCE = 100
 WARM_UP = 400
 """Enough for the gateway to have all the threads and connections to the store that it ever has."""
 WAIT_S = 10
-GROWTH_BYTES = 15_000_000
-"""A leak of 2 kB a client would be more, over 10,000 of them."""
+GROWTH_BYTES = 25_000_000
+"""A leak of 3 kB a client would be more, over 10,000 of them."""
 SETTLE_S = 30.0
 END_S = 300.0
 
