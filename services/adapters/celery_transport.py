@@ -8,7 +8,7 @@ import binascii
 import logging
 from typing import Any
 
-from kombu.transport import TRANSPORT_ALIASES
+from kombu import transport
 from kombu.transport.redis import Channel, Transport
 from kombu.transport.virtual import Message
 
@@ -71,7 +71,9 @@ class EnduringTransport(Transport):
 def use_enduring_transport() -> None:
     """Have `redis://` and `rediss://` mean it in this process; TLS and all else follows from the URL as before."""
     for scheme in ("redis", "rediss"):
-        TRANSPORT_ALIASES[scheme] = f"{__name__}:{EnduringTransport.__name__}"
+        transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{EnduringTransport.__name__}"
+        # Kombu remembers what a scheme meant when it was first used.
+        transport._transport_cache.pop(scheme, None)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def _quarantined(damage: Exception) -> None:

@@ -1,7 +1,7 @@
 """Clients that vanish: while they wait for a job, while they follow its events, in the middle of what they send.
 
 No worker runs meanwhile, so every wait is a real one. Half of the clients close their connection, half die (RST). The
-gateway is measured from outside, before and after, once a first tenth has warmed it up.
+gateway is measured from outside, before and after, once half as many have warmed it up.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ WARM_UP = 400
 """Enough for the gateway to have all the threads and connections to the store that it ever has."""
 WAIT_S = 10
 GROWTH_BYTES = 25_000_000
-"""A leak of 5 kB a client would be twice that, over 10,000 of them."""
+"""A leak of 3 kB a client would be more, over 10,000 of them."""
 SETTLE_S = 30.0
 END_S = 300.0
 
@@ -47,7 +47,7 @@ def run(plant: Plant, scale: Scale) -> Findings:
     with Recorder(plant) as recorder:
         entries = [client.submit(small(number)) for number in range(JOBS)]
         jobs = [entry.job_id for entry in entries]
-        asyncio.run(_vanish(plant, jobs, max(WARM_UP, scale.clients // 10)))
+        asyncio.run(_vanish(plant, jobs, max(WARM_UP, scale.clients // 2)))
         before = _settled(plant)
         began = time.monotonic()
         wrong = asyncio.run(_vanish(plant, jobs, scale.clients))

@@ -18,7 +18,7 @@ from services.contracts.errors import ErrorCode, Unavailable
 from services.contracts.job import JobProgress, JobStatus
 from services.jobs.policy import JobPolicy
 from services.jobs.ports import JobFilter
-from services.jobs.record import Idempotency, Size
+from services.jobs.record import Idempotency, Size, Ties
 from tests.services.adapters.valkey import pass_time, valkey_server
 from tests.services.jobs.samples import DONE, new_job
 
@@ -166,8 +166,8 @@ def test_a_malformed_record_is_quarantined_and_the_next_job_served(
 
 
 def test_a_batch_and_an_endpoint_hear_of_a_quarantined_job_once(store: RedisJobStore, client: Redis) -> None:
-    counts = {"lines": 2, "invalid": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
-    client.hset("lensd:batch:batch_1", mapping={"owner": "ada", "status": "running", **counts})
+    counts = dict.fromkeys(("invalid", "succeeded", "failed", "cancelled"), "0")
+    client.hset("lensd:batch:batch_1", mapping={"owner": "ada", "status": "running", "lines": "2", **counts})
     client.hset("lensd:webhook:wh_1", "owner", "ada")
     damaged = store.create(new_job().model_copy(update={"ties": Ties(batch="batch_1", webhook="wh_1")})).id
     _damage(client, damaged, {"spec": "{"})
