@@ -185,10 +185,4 @@ def _status(redis: Redis, job_id: str) -> str:
     )
 
 
-<<<<<<< HEAD
-DRILL = Drill(
-    "malformed", "doorbells and job records that lensd did not write, put into the store by hand", run, workers=2
-)
-=======
 DRILL = Drill("malformed", "doorbells and records that lensd did not write, put into the store by hand", run, workers=2)
->>>>>>> chaos
