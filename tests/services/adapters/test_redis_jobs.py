@@ -166,8 +166,8 @@ def test_a_malformed_record_is_quarantined_and_the_next_job_served(
 
 
 def test_a_batch_and_an_endpoint_hear_of_a_quarantined_job_once(store: RedisJobStore, client: Redis) -> None:
-    counts = dict.fromkeys(("invalid", "succeeded", "failed", "cancelled"), "0")
-    client.hset("lensd:batch:batch_1", mapping={"owner": "ada", "status": "running", "lines": "2", **counts})
+    client.hset("lensd:batch:batch_1", mapping={"owner": "ada", "status": "running", "lines": 2, "invalid": 0})
+    client.hset("lensd:batch:batch_1", mapping={"succeeded": 0, "failed": 0, "cancelled": 0})
     client.hset("lensd:webhook:wh_1", "owner", "ada")
     damaged = store.create(new_job().model_copy(update={"ties": Ties(batch="batch_1", webhook="wh_1")})).id
     _damage(client, damaged, {"spec": "{"})
