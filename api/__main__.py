@@ -55,6 +55,9 @@ from services.webhooks.urls import UrlRules
 
 log = logging.getLogger("api")
 
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread that reads a large body or a batch may keep the event loop waiting; Python's own is 5 ms."""
+
 KEEPER_RESTS = 1.0
 """Seconds that the keeper of batches leaves to requests after each second of its own work."""
 
@@ -72,6 +75,7 @@ def main() -> int:
     except (LensdError, UnsuitableServerError, OSError) as error:
         log.error("cannot start: %s", error)
         return 1
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     services, app = build(settings)
     log.info("serving %d models and %d SAEs", len(services.catalogue.models), len(services.catalogue.saes))
     server = make_server(
