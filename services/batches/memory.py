@@ -267,13 +267,15 @@ class MemoryBatchRoll:
         kept = self._kept.get(job.ties.batch or "")
         return kept is not None and job.id in kept.deleted
 
+    def takes(self, job: NewJob) -> bool:
+        kept = self._kept.get(job.ties.batch or "")
+        return job.ties.batch is None or (kept is not None and kept.batch.phase is Phase.RUNNING)
+
     def join(self, job: NewJob) -> None:
-        if job.ties.batch is None:
-            return
-        kept = self._kept.get(job.ties.batch)
-        if kept is None or kept.batch.phase is not Phase.RUNNING:
-            raise batch_closed(job.ties.batch)
-        kept.living.add(job.id)
+        if not self.takes(job):
+            raise batch_closed(job.ties.batch or "")
+        if job.ties.batch is not None:
+            self._kept[job.ties.batch].living.add(job.id)
 
     def left(self, job: NewJob, record: JobRecord) -> None:
         if kept := self._kept.get(job.ties.batch or ""):

@@ -11,6 +11,9 @@ class BatchRoll(Protocol):
     def deleted(self, job: NewJob) -> bool:
         """Whether the job has been in its batch, and was deleted."""
 
+    def takes(self, job: NewJob) -> bool:
+        """Whether its batch, if it has one, runs."""
+
     def join(self, job: NewJob) -> None:
         """Raises Conflict(BATCH_CLOSED) if its batch does not run."""
 
@@ -28,6 +31,10 @@ class NoBatches:
     def deleted(self, job: NewJob) -> bool:
         del job
         return False
+
+    def takes(self, job: NewJob) -> bool:
+        del job
+        return True
 
     def join(self, job: NewJob) -> None:
         del job

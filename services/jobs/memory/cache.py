@@ -32,6 +32,8 @@ class MemoryResultCache:
         leads_there = self._sources.get(job.ties.cache_entry or "") == source.id and self._store.get(source.id)
         if fresh and not (leads_there and job.id in self._store.arriving):
             return None
+        if fresh and (self._store.batches.deleted(job) or not self._store.batches.takes(job)):
+            return None
         return self._store.create_ended(job, source, result, idempotency)
 
     def _answers(self, owner: str) -> int:
