@@ -87,6 +87,8 @@ def cluster(tmp_path: Path) -> Iterator[str]:
         str(port),
         "--cluster-enabled",
         "yes",
+        "--cluster-port",
+        str(free_port()),
         "--save",
         "",
         "--dir",
