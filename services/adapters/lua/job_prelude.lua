@@ -276,7 +276,8 @@ local function forget(id)
   if owner then redis.call('ZREM', 'lensd:owner:' .. owner, id) end
   if idempotency then redis.call('DEL', idempotency) end
   if entry and redis.call('GET', 'lensd:cached:' .. entry) == id then redis.call('DEL', 'lensd:cached:' .. entry) end
-  if cached and redis.call('DECR', 'lensd:answers:' .. owner) <= 0 then redis.call('DEL', 'lensd:answers:' .. owner) end
+  local answers = owner and cached and 'lensd:answers:' .. owner
+  if answers and redis.call('DECR', answers) <= 0 then redis.call('DEL', answers) end
   redis.call('DEL', 'lensd:job:' .. id, 'lensd:events:' .. id, 'lensd:tokens:' .. id)
 end
 
