@@ -159,7 +159,7 @@ class Courier:
 
 
 def message_about(job: JobRecord) -> bytes:
-    """The body that tells of the job's end: the same bytes at every try."""
+    """The body that tells of the job's end: the same at every try, but for when a job of a batch expires."""
     assert job.finished_at is not None
     event = JobEnded.model_validate(
         {"type": f"job.{job.status}", "timestamp": job.finished_at, "data": job.summary().model_dump()}

@@ -58,7 +58,7 @@ class MemoryWebhookStore:
         if settlement.outcome is not None:
             self._outcomes[endpoint_id].insert(0, settlement.outcome)
             del self._outcomes[endpoint_id][KEPT_OUTCOMES:]
-        if settlement.disable:
+        if settlement.disable and endpoint.disabled_at is None:
             self._endpoints[endpoint_id] = endpoint.model_copy(update={"disabled_at": now})
 
 

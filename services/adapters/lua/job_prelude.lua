@@ -184,14 +184,29 @@ local function end_batch_if_done(batch)
   end
 end
 
--- Counts the end of a job in its batch.
-local function tell_batch(id, status)
-  local batch = fields(id, 'batch')
-  local phase = batch and batch_fields(batch, 'status')
+local function count_in_batch(batch, id, status)
+  local phase = batch_fields(batch, 'status')
   if phase ~= 'running' and phase ~= 'cancelling' then return end
   redis.call('SREM', 'lensd:batch-living:' .. batch, id)
   redis.call('HINCRBY', 'lensd:batch:' .. batch, status, 1)
   end_batch_if_done(batch)
+end
+
+-- Counts the end of a job in its batch.
+local function tell_batch(id, status)
+  local batch = fields(id, 'batch')
+  if batch then count_in_batch(batch, id, status) end
+end
+
+-- The same for a job whose record says nothing of its batch: one that waits for it would never end. Without a record it
+-- counts as deleted, so that it is not made again.
+local function tell_waiting_batch(id, status, recorded)
+  for _, batch in ipairs(redis.call('ZRANGE', 'lensd:batches-due', 0, -1)) do
+    if redis.call('SISMEMBER', 'lensd:batch-living:' .. batch, id) == 1 then
+      if not recorded then redis.call('HSET', 'lensd:batch-deleted:' .. batch, id, status) end
+      count_in_batch(batch, id, status)
+    end
+  end
 end
 
 -- Whether a batch takes the job: 'deleted' if it had it before, 'closed' if it does not run.
@@ -276,7 +291,8 @@ local function forget(id)
   if owner then redis.call('ZREM', 'lensd:owner:' .. owner, id) end
   if idempotency then redis.call('DEL', idempotency) end
   if entry and redis.call('GET', 'lensd:cached:' .. entry) == id then redis.call('DEL', 'lensd:cached:' .. entry) end
-  if cached and redis.call('DECR', 'lensd:answers:' .. owner) <= 0 then redis.call('DEL', 'lensd:answers:' .. owner) end
+  local answers = owner and cached and 'lensd:answers:' .. owner
+  if answers and redis.call('DECR', answers) <= 0 then redis.call('DEL', answers) end
   redis.call('DEL', 'lensd:job:' .. id, 'lensd:events:' .. id, 'lensd:tokens:' .. id)
 end
 
@@ -312,4 +328,5 @@ local function quarantine(id, owner)
     redis.call('RENAME', record, 'lensd:quarantined:' .. id)
     redis.call('PEXPIRE', 'lensd:quarantined:' .. id, digits(policy.retention / 1000))
   end
+  tell_waiting_batch(id, 'failed', kind == 'hash')
 end

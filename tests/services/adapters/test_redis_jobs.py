@@ -177,6 +177,16 @@ def test_a_batch_and_an_endpoint_hear_of_a_quarantined_job_once(store: RedisJobS
     assert client.scard("lensd:batch-living:batch_1") == 0
 
 
+def test_a_cached_answer_whose_record_lost_its_owner_is_forgotten_in_its_time(
+    store: RedisJobStore, client: Redis
+) -> None:
+    client.hset("lensd:job:job_x", mapping={"status": "succeeded", "cached": 1})
+    client.zadd("lensd:expiries", {"job_x": 0})
+    store.reap()
+    assert not client.exists("lensd:job:job_x")
+    assert client.zcard("lensd:expiries") == 0
+
+
 def test_what_is_no_record_at_all_is_kept_aside_for_a_while_and_spoils_nothing(
     store: RedisJobStore, client: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

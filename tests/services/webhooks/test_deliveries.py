@@ -148,3 +148,18 @@ def test_messages_survive_a_restart_of_the_server(tmp_path: Path) -> None:
         server.start()
         with make_client(server.url, patient=False) as client:
             assert [each.job_id for each in valkey_bench(client).claim()] == [job_id]
+
+
+def test_an_endpoint_is_disabled_since_the_first_message_that_found_it_gone(bench: Bench) -> None:
+    endpoint = bench.endpoint()
+    since = []
+    for _ in range(2):
+        bench.cancelled(endpoint)
+    for delivery in bench.claim():
+        bench.deliveries.settle(delivery, Settlement(disable=True))
+        gone = bench.webhooks.get(endpoint.id)
+        assert gone is not None
+        since.append(gone.disabled_at)
+        bench.advance(1)
+    assert since[0] is not None
+    assert since[0] == since[1]
