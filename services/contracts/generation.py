@@ -91,6 +91,9 @@ class GenerationSpec(Spec):
     def sae_pointer(self) -> str:
         return next((f"/steering/{index}/sae" for index, _ in self.features()), "/steering")
 
+    def writes_features(self) -> bool:
+        return self.sae_id() is not None
+
     def sae_violations(self, sae: SaeFacts) -> Iterator[Violation]:
         """An SAE whose features are no parts of the activations, a second SAE, features that it lacks."""
         yield from sae_violations(sae, self.sae_pointer())

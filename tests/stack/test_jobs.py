@@ -50,7 +50,7 @@ def test_every_job_in_the_readme_runs_and_says_where_its_numbers_come_from(
     assert provenance["model"] == "smollm2-135m"
     assert len(provenance["weights_sha256"]) == 64
     assert set(provenance["versions"]) == {"lensd", "torch", "transformers", "transformer_lens"}
-    assert result["usage"]["token_layers"] > 0
+    assert result["usage"]["seconds"] > 0
     assert job["progress"]["done"] == job["progress"]["planned"] > 0
 
 

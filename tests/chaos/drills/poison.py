@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import psutil
 
 from tests.chaos.drill import Drill, Findings, Scale
-from tests.chaos.jobs import gluttonous, middling
+from tests.chaos.jobs import gluttonous, middling, sweep
 from tests.chaos.ledger import Client, Entry, Ledger
 from tests.chaos.load import Load
 from tests.chaos.plant import Plant, Process
@@ -48,7 +48,7 @@ def _poison(plant: Plant, scale: Scale, recorder: Recorder, findings: Findings) 
 
     with plant.redis() as redis, _killed_when(plant, runs_it) as kills:
         neighbours = [client.submit(middling(number)) for number in range(scale.neighbours // 2)]
-        entry = client.submit(middling(0))
+        entry = client.submit(sweep(layers=8))  # long enough to be caught at it each time
         poison.append(entry.job_id)
         neighbours += [client.submit(middling(number)) for number in range(scale.neighbours - len(neighbours))]
         _judge(load, entry, neighbours, kills, findings=findings, which="the poisonous job")

@@ -162,18 +162,20 @@ SAE = SaeFacts(
 )
 EXAMPLES = {"examples": [{"prompt": CLEAN, "answer": " Mary", "foil": " John"}]}
 PAIRS = {"pairs": [PAIR]}
+STEERED = {"type": "feature", "sae": "sae", "index": 0, "operation": "add", "value": 1.0}
 
 
 @pytest.mark.parametrize(
-    ("kind", "method", "inputs"),
+    ("body", "pointer"),
     [
-        ("patching", "feature_patching", PAIRS),
-        ("ablation", "feature_ablation", EXAMPLES),
-        ("attribution", "feature_attribution", PAIRS),
+        ({"kind": "patching", "method": {"type": "feature_patching", "sae": "sae"}, **PAIRS}, "/method/sae"),
+        ({"kind": "ablation", "method": {"type": "feature_ablation", "sae": "sae"}, **EXAMPLES}, "/method/sae"),
+        ({"kind": "attribution", "method": {"type": "feature_attribution", "sae": "sae"}, **PAIRS}, "/method/sae"),
+        ({"kind": "generation", "prompts": [CLEAN], "steering": [STEERED]}, "/steering/0/sae"),
     ],
 )
 def test_features_of_a_site_that_can_only_be_read_are_not_changed(
-    tiny: Catalogue, kind: str, method: str, inputs: dict[str, Any]
+    tiny: Catalogue, body: dict[str, Any], pointer: str
 ) -> None:
     facts = tiny.model("tiny-llama")
     sites = tuple(
@@ -184,10 +186,8 @@ def test_features_of_a_site_that_can_only_be_read_are_not_changed(
     )
     models = {"tiny-llama": facts.model_copy(update={"sites": sites})}
     served = Catalogue(tiny.home, models, {"sae": SAE.model_copy(update={"site": SiteName.MLP_OUT})})
-    violation = refused(
-        {"kind": kind, "model": "tiny-llama", "method": {"type": method, "sae": "sae"}, **inputs}, served
-    )
-    assert (violation.pointer, violation.code) == ("/method/sae", ErrorCode.UNKNOWN_SITE)
+    violation = refused({"model": "tiny-llama", **body}, served)
+    assert (violation.pointer, violation.code) == (pointer, ErrorCode.UNKNOWN_SITE)
     read = {"type": "direct_logit_attribution", "sae": "sae"}
     assert resolved({"kind": "attribution", "model": "tiny-llama", "method": read, **EXAMPLES}, served).examples
 
