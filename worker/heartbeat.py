@@ -17,16 +17,26 @@ from worker.running import RunningJob
 log = logging.getLogger("lensd.worker")
 
 
+def _ignore() -> None:
+    pass
+
+
 class Heartbeat:
     """Beats every `every_s` for whatever is being worked on; announces the worker itself with each beat."""
 
     def __init__(
-        self, store: JobStore, registry: WorkerRegistry, state: Callable[[], WorkerState], every_s: float
+        self,
+        store: JobStore,
+        registry: WorkerRegistry,
+        state: Callable[[], WorkerState],
+        every_s: float,
+        on_beat: Callable[[], None] = _ignore,
     ) -> None:
         self._store = store
         self._registry = registry
         self._state = state
         self._every_s = every_s
+        self._on_beat = on_beat
         self.roomy = False
         """Whether the store had room for results at the last beat."""
         self._jobs: dict[str, RunningJob] = {}
@@ -79,6 +89,7 @@ class Heartbeat:
         # The claims first: whatever else the store refuses must not cost them their leases.
         if jobs := self.running():
             self._beat_for(jobs)
+        self._on_beat()
         self._registry.announce(self._state(), ttl_s=max(5.0, 6 * self._every_s))
         self.roomy = self._store.roomy()
 

@@ -33,9 +33,11 @@ from services.jobs.record import Claim, Size, Succeeded
 from services.jobs.results import store_result
 from services.logs import job_id
 from services.metrics import listening
+from worker.blame import Blame
 from worker.heartbeat import Heartbeat
 from worker.laboratory import Laboratory
 from worker.metrics import WorkerMetrics
+from worker.running import RunningJob
 from worker.settings import WorkerSettings
 from worker.slots import Slots
 
@@ -64,8 +66,11 @@ class WorkerProcess:
         self._doorstep = RedisDoorstep(quick)
         self._at_the_door = threading.Lock()
         self._blobs = RedisBlobs(patient) if settings.blobs == "redis" else FolderBlobs(settings.home / "blobs")
-        self._laboratory = Laboratory(settings, open_catalogue(settings.home), self._note_batch)
-        self._heartbeat = Heartbeat(self._quick_store, self._registry, self._state, policy.heartbeat_s)
+        self._blame = Blame(self._tell_who_is_to_blame, self._running)
+        self._laboratory = Laboratory(settings, open_catalogue(settings.home), self._blame.batch)
+        self._heartbeat = Heartbeat(
+            self._quick_store, self._registry, self._state, policy.heartbeat_s, self._blame.look
+        )
         self._reaper = Reaper(self._quick_store, self._blobs, self._doorbell, every_s=policy.reap_every_s)
         self._slots = Slots(settings.slots, settings.large_slots)
         self._metrics = WorkerMetrics(lambda: len(self._heartbeat.running()))
@@ -179,9 +184,11 @@ class WorkerProcess:
         for job in self._heartbeat.running():
             job.hand_back()
 
-    def _note_batch(self, job_ids: frozenset[str]) -> None:
-        """Tell the store whose rows are about to run: these jobs are blamed if this process dies of them."""
-        claims = [job.claim for job in self._heartbeat.running() if job.claim.job.id in job_ids]
+    def _running(self) -> Sequence[RunningJob]:
+        return self._heartbeat.running()
+
+    def _tell_who_is_to_blame(self, claims: Sequence[Claim]) -> None:
+        """These jobs are blamed if this process dies now."""
         try:
             self._quick_store.executing(self._name, claims)
         except Unavailable as error:

@@ -1,7 +1,8 @@
 """A job as the engine knows it: whose rows these are, how far they are, and what they have cost."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class JobCancelled(Exception):
@@ -30,6 +31,8 @@ class JobTicket:
         alone: bool = False,
     ) -> None:
         self.alone = alone
+        self.by_itself = False
+        """Whether it has been in the engine and works by itself now: puts its result together, say."""
         self.id = job_id
         self.owner = owner
         self.cancelled = cancelled
@@ -49,6 +52,15 @@ class JobTicket:
     def engine_seconds(self) -> float:
         """Seconds of the engine's thread that this job has used: its share of every batch it was in."""
         return self._seconds
+
+    @contextmanager
+    def in_engine(self) -> Iterator[None]:
+        """While the job waits for its rows."""
+        self.by_itself = False
+        try:
+            yield
+        finally:
+            self.by_itself = True
 
     def plan(self, rows: int) -> None:
         """Announce rows that are going to run."""

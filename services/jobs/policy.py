@@ -12,7 +12,7 @@ class JobPolicy:
     lease_s: float = 15.0
     """How long a claim holds without a heartbeat."""
 
-    heartbeat_s: float = 0.5
+    heartbeat_s: float = 0.25
     """How often a worker beats: also how soon a running job learns of a cancel."""
 
     max_blamed: int = 3

@@ -100,10 +100,10 @@ class JobStore(Protocol):
         """
 
     def executing(self, worker: str, claims: Sequence[Claim]) -> None:
-        """Say which claims the worker's next chunk belongs to, before it runs; none when it goes idle.
+        """Say which claims the worker would die of: those that its next chunk belongs to, before it runs, and those
+        that have long worked by themselves; none when there are none.
 
-        This is what blame rests on: if the worker dies, these jobs are blamed. To be called whenever the set changes,
-        also before a model is loaded for them.
+        This is what blame rests on: if the worker dies, these jobs are blamed. To be called whenever the set changes.
         """
 
     def heartbeat(self, claims: Sequence[Claim]) -> Mapping[str, Beat]:

@@ -60,15 +60,17 @@ class MethodContext:
 
     def run(self, rows: Sequence[Row]) -> list[Outcome]:
         """Run all rows and wait; raises what the first failing row raised, JobCancelled when the job was cancelled."""
-        outcomes = self.engine.run(self.model, rows, job=self.ticket)
+        with self.ticket.in_engine():
+            outcomes = self.engine.run(self.model, rows, job=self.ticket)
         if any(outcome.execution == "whole" for outcome in outcomes):
             self._execution = "whole"
         return outcomes
 
     def generate(self, continuations: Sequence[Continuation], on_token: OnToken) -> list[Generated]:
         """Run all continuations and wait; raises as `run` does."""
-        futures = self.engine.submit_continuations(self.model, continuations, job=self.ticket, on_token=on_token)
-        generated = [future.result() for future in futures]
+        with self.ticket.in_engine():
+            futures = self.engine.submit_continuations(self.model, continuations, job=self.ticket, on_token=on_token)
+            generated = [future.result() for future in futures]
         if any(one.execution == "whole" for one in generated):
             self._execution = "whole"
         return generated
