@@ -102,7 +102,10 @@ def pair_position_violations(
     yield from found
     for pair in inputs.pairs if positions and not found else ():
         indices = [index_of(position, pair) for position in positions or ()]
-        yield from _same_position_violations(indices, [len(pair.clean.ids)], pointer)
+        same = list(_same_position_violations(indices, [len(pair.clean.ids)], pointer))
+        if same:
+            yield from same
+            return
 
 
 def example_position_violations(

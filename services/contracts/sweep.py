@@ -83,11 +83,16 @@ def position_violations(
             "name positions in every pair and list those names here, or send one job per length"
         )
         yield Violation(pointer, ErrorCode.UNEQUAL_LENGTHS, message)
+    # Each name is looked for once: a small body can repeat one thousands of times, for a thousand pairs.
+    names = {position for position in positions or () if isinstance(position, str)}
+    first_without = {
+        name: next((number for number, pair in enumerate(pairs) if name not in pair.positions), None) for name in names
+    }
     for index, position in enumerate(positions or ()):
         if isinstance(position, str):
-            lacking = [number for number, pair in enumerate(pairs) if position not in pair.positions]
-            if lacking:
-                message = f"no position is called {position!r} in pair {lacking[0]}: name it in its `positions`"
+            lacking = first_without[position]
+            if lacking is not None:
+                message = f"no position is called {position!r} in pair {lacking}: name it in its `positions`"
                 yield Violation(f"{pointer}/{index}", ErrorCode.UNKNOWN_POSITION, message)
         elif not -shortest <= position < shortest:
             message = f"position {position} does not exist in a prompt of {shortest} tokens: 0..{shortest - 1}"

@@ -1,9 +1,11 @@
 """Ranked bars: horizontal, one per line, with standard errors where there are any."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from services.contracts.tensor import FloatArray
 from services.figures import labels
@@ -12,6 +14,8 @@ from services.figures.scale import NEGATIVE, NEUTRAL, POSITIVE
 
 _WIDTH = 3.2
 _PITCH = 0.17
+_GAP = 0.1
+_TICKS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +45,9 @@ class Bars:
         errors = np.zeros_like(values) if self.errors is None else np.nan_to_num(self.errors)
         low, high = float(min((values - errors).min(), 0.0)), float(max((values + errors).max(), 0.0))
         _frame(axes, self.names, self.title, self.value_name)
-        _room_for_numbers(axes, low, high)
-        for height, value, error, stated in zip(heights, values, errors, self.values, strict=True):
-            text = _short(stated) if np.isfinite(stated) else "no value"
+        texts = [_short(stated) if np.isfinite(stated) else "no value" for stated in self.values]
+        _room_for_numbers(axes, low, high, texts)
+        for height, value, error, text in zip(heights, values, errors, texts, strict=True):
             _number(axes, float(value), float(error), float(height), text)
 
 
@@ -72,7 +76,8 @@ class PairedBars:
             axes.barh(heights + offset, np.nan_to_num(values), height=0.36, color=colour, label=name)
         values = np.nan_to_num(np.concatenate([self.before, self.after]))
         _frame(axes, self.names, self.title, self.value_name)
-        _room_for_numbers(axes, float(min(values.min(), 0.0)), float(max(values.max(), 0.0)))
+        low, high = float(min(values.min(), 0.0)), float(max(values.max(), 0.0))
+        _room_for_numbers(axes, low, high, [_short(value) for value in values])
         for shown, offset, _ in series:
             for height, value in zip(heights, shown, strict=True):
                 if np.isfinite(value):
@@ -92,13 +97,15 @@ def _frame(axes: Axes, names: tuple[str, ...], title: str, value_name: str) -> N
     axes.axvline(0, color="black", linewidth=0.6)
     axes.set_title(title)
     axes.set_xlabel(value_name)
+    axes.xaxis.set_major_locator(MaxNLocator(_TICKS, steps=[1, 2, 2.5, 5, 10]))
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _room_for_numbers(axes: Axes, low: float, high: float) -> None:
-    """Leave a fifth of the width free beyond the longest bar of each side, for its number."""
-    room = 0.2 * (high - low or 1.0)
-    axes.set_xlim(low - room if low < 0 else 0.0, high + room if high > 0 else 0.0 if low < 0 else 1.0)
+def _room_for_numbers(axes: Axes, low: float, high: float, texts: Sequence[str]) -> None:
+    """Leave free, beyond the longest bar of each side, the width of the widest number."""
+    room, sides = labels.widest(texts, labels.SMALL) + _GAP, (low < 0) + (high > 0)
+    beyond = (high - low) * room / (_WIDTH - sides * room)
+    axes.set_xlim(low - beyond if low < 0 else 0.0, high + beyond if high > 0 else 0.0 if low < 0 else 1.0)
 
 
 def _short(value: float) -> str:

@@ -26,7 +26,7 @@ from services.methods.context import MethodContext
 from services.methods.direct_logit_details import by_neuron, by_source, strongest
 from services.methods.direct_logit_split import FeatureTerms
 from services.methods.direct_logit_terms import Aim, MeanTerms, Terms, aim, metric_of, reported, taken_of, terms_of
-from services.methods.feature_site import site_of
+from services.methods.feature_site import over_norm, site_of
 from services.methods.grouping import together
 from services.methods.statistics import RunningMean
 
@@ -77,8 +77,8 @@ def run(spec: AttributionSpec, context: MethodContext) -> AttributionResult:
             f"most {TOLERANCE:g}): {context.model.dtype} may be too coarse for this model"
         )
     if found.split and (over := found.split.over_norm()):
-        message = f"{over} tokens at the metric's position are over the SAE's norm threshold and were not encoded"
-        context.warnings.append(message)
+        where = " at the metric's position"
+        context.warnings.append(f"{over_norm(over, where=where)}: not encoded")
     return AttributionResult(
         attribution=found.reported(spec.method, per_example=spec.per_example),
         warnings=tuple(context.warnings),

@@ -64,7 +64,7 @@ def run(method: FeatureAblation, spec: AblationSpec, context: MethodContext) -> 
     changed = ChangedParts.of(
         found, PARTS, features, in_use, context, by_position=method.by_position, estimates=estimates
     )
-    warn_of_left_out(found, context, ", here or in all references," if method.source == "mean" else "")
+    warn_of_left_out(found, context, ", here or in all references" if method.source == "mean" else "")
     effects, first_order = changed.of_features()
     all_exact, all_estimated = changed.of_part(0)
     return FeatureAblationResult(

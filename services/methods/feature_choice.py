@@ -19,6 +19,7 @@ from services.methods.feature_check import compared_cells
 from services.methods.feature_effects import effects_of
 from services.methods.feature_estimates import Estimated, ranked
 from services.methods.feature_parts import Part, exact_effects
+from services.methods.feature_site import over_norm
 from services.methods.metric import finite
 from services.methods.statistics import estimate
 
@@ -113,5 +114,4 @@ def warn_of_left_out(found: Sequence[Estimated], context: MethodContext, also: s
     """Count the tokens that stayed as they are; `also` says why else than for their norm."""
     left_out = sum(len(one.change.left_out) for one in found)
     if left_out:
-        message = f"{left_out} tokens are over the SAE's norm threshold{also} and were left untouched"
-        context.warnings.append(message)
+        context.warnings.append(f"{over_norm(left_out)}{also}: left untouched")

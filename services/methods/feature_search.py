@@ -16,6 +16,7 @@ from services.contracts.feature_search import FeatureSearch, FoundFeature, Mark,
 from services.contracts.features import FeaturesSpec
 from services.methods.context import MethodContext, SaeInUse
 from services.methods.feature_encoding import Encoded, encode
+from services.methods.feature_site import over_norm
 from services.methods.two_samples import rank_test
 
 Floats = npt.NDArray[np.float64]
@@ -49,7 +50,7 @@ def search_features(
             kept.append(MarkedTokens(prompt=index, positions=tuple(marked.nonzero().flatten().tolist())))
     wanted, found = sum(map(len, places.values())), sum(len(tokens.positions) for tokens in kept)
     if found < wanted:
-        context.warnings.append(f"{wanted - found} marked tokens are over the SAE's norm threshold: left out")
+        context.warnings.append(f"{over_norm(wanted - found, 'marked token')}: left out")
     if not 0 < found < tokens:
         message = "once tokens over the SAE's norm threshold are left out, none is marked, or none is not"
         raise JobFailed(ErrorCode.METHOD_FAILED, message)

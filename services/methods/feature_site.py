@@ -135,3 +135,9 @@ def _change(
         error=(whole - features @ in_use.sae.W_dec).cpu(),
         whole=whole.cpu(),
     )
+
+
+def over_norm(count: int, what: str = "token", where: str = "") -> str:
+    """The beginning of a warning: how many are over the SAE's norm threshold, `where` says of which."""
+    verb = "is" if count == 1 else "are"
+    return f"{count} {what}{'' if count == 1 else 's'}{where} {verb} over the SAE's norm threshold"

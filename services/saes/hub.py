@@ -80,6 +80,11 @@ def cached_files(entry: SaeLensEntry, located: HubFolder, root: Path) -> dict[st
     """cfg.json and the weights in the cache, links followed; raises CatalogueError when they are not there."""
     cache_folder = resolve_inside(root, entry.cache)
     repository = (cache_folder / f"models--{located.repository.replace('/', '--')}").resolve()
+    if not repository.is_relative_to(cache_folder):
+        raise CatalogueError(
+            f"{entry.id}: the folder of {located.repository} leads out of {cache_folder}: keep the repository itself "
+            "in the cache, not a link to it"
+        )
     found: dict[str, Path] = {}
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         filename = str(PurePosixPath(located.folder) / name)

@@ -44,7 +44,7 @@ def _check(split: FeatureSplit) -> Scatter:
         exact=-np.array([one.removed.mean for one in shown], dtype=np.float32),
         estimated=np.array([one.contribution.mean for one in shown], dtype=np.float32),
         strongest=(True,) * len(shown),
-        value_name="contribution",
+        value_name="contribution (logits)",
         title="the check: each feature removed, the norm at its own scale",
     )
 

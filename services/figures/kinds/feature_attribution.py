@@ -31,7 +31,7 @@ def feature_attribution_picture(
         exact=np.array([cell.exact for cell in cells], dtype=np.float32),
         estimated=np.array([cell.estimated for cell in cells], dtype=np.float32),
         strongest=tuple(cell.chosen == "top" for cell in cells),
-        value_name="effect",
+        value_name="effect on the metric",
         title="the check: features patched exactly",
     )
     what = "example" if outcome.source == "zero" else "pair"

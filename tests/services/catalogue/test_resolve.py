@@ -192,6 +192,16 @@ def test_features_of_a_site_that_can_only_be_read_are_not_changed(
     assert resolved({"kind": "attribution", "model": "tiny-llama", "method": read, **EXAMPLES}, served).examples
 
 
+@pytest.mark.parametrize("positions", [[0, 0, 1], ["END", -1], ["END", "END"]])
+def test_features_positions_that_are_one_are_refused_once_for_all_pairs(tiny: Catalogue, positions: list[Any]) -> None:
+    served = Catalogue(tiny.home, tiny.models, {"sae": SAE})
+    method = {"type": "feature_patching", "sae": "sae", "positions": positions}
+    pairs = [PAIR | {"positions": {"END": -1}}] * 100
+    violation = refused(patching(method, pairs=pairs) | {"method": method}, served)
+    assert (violation.pointer, violation.code) == ("/method/positions", ErrorCode.UNKNOWN_POSITION)
+    assert "two of these positions are the same one" in violation.message
+
+
 def test_the_bos_rule_of_an_sae_comes_before_the_tokenizers(tiny: Catalogue) -> None:
     served = Catalogue(tiny.home, tiny.models, {"sae": SAE})
     body = {"kind": "features", "model": "tiny-llama", "sae": "sae", "prompts": ["Mary"]}

@@ -1,6 +1,7 @@
 """Activations that were read before are not computed again, by owner, within their bytes, and equal to fresh ones."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,6 +52,17 @@ def test_what_one_owner_read_another_computes(fresh: Engine, llama: LoadedModel)
     ask(fresh, llama, row)
     _, paid = ask(fresh, llama, row, owner="bob")
     assert paid == len(TOKENS) * 2
+
+
+def test_a_model_loaded_again_is_known_and_one_of_another_dtype_is_not(
+    fresh: Engine, llama: LoadedModel, load_tiny: LoadTiny
+) -> None:
+    row = Row(TOKENS, captures=(HERE,))
+    first, _ = ask(fresh, llama, row)
+    again, nothing = ask(fresh, replace(llama, attachments={}), row)
+    _, paid = ask(fresh, load_tiny("llama", torch.float64), row)
+    assert (nothing, paid) == (0, len(TOKENS) * 2)
+    assert torch.equal(again.captures[HERE], first.captures[HERE])
 
 
 def test_whoever_writes_on_what_was_read_changes_no_one_elses(fresh: Engine, llama: LoadedModel) -> None:

@@ -158,7 +158,7 @@ def test_patched_features_stand_below_the_parts_of_their_site() -> None:
     names = [text for text in shown if text.startswith(("feature ", "all features", "error", "both"))]
     assert names == ["all features", "error ε", "both", "feature 7", "feature 42  ␣Paris", "feature 3"]
     assert "normalized effect" in shown
-    assert {"named", "strongest", "exact effect"} <= set(texts(part(picture, "panel-1")))
+    assert {"named", "strongest", "exact effect on the metric"} <= set(texts(part(picture, "panel-1")))
 
 
 def test_features_by_position_are_a_map_with_the_tokens() -> None:
@@ -170,7 +170,7 @@ def test_features_by_position_are_a_map_with_the_tokens() -> None:
 def test_a_metric_without_a_slope_is_drawn_without_estimates() -> None:
     shown = texts(drawn(features_changed.patching(slope=False)))
     assert "no first-order estimate: the metric has no slope at the clean run" in shown
-    assert "exact effect" not in shown
+    assert "exact effect on the metric" not in shown
 
 
 def test_one_pair_of_many_shows_its_own_features() -> None:

@@ -174,7 +174,7 @@ def test_a_token_over_the_norm_threshold_is_one_term_as_a_whole(laboratory: Labo
     assert (split.features, split.active, split.b_dec.mean, split.error.mean) == ((), 0, 0.0, 0.0)
     assert split.examples[0].over_norm
     assert everything(split) == pytest.approx(outcome.examples[0].metric, abs=1e-4)
-    assert any("norm threshold" in warning for warning in result.warnings)
+    assert result.warnings == ("1 token at the metric's position is over the SAE's norm threshold: not encoded",)
 
 
 def test_many_examples_are_the_mean_of_each_ones_own(laboratory: Laboratory, engine: Engine) -> None:

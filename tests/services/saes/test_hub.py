@@ -138,6 +138,15 @@ def test_a_link_out_of_the_repository_is_not_followed(source: Path, tmp_path: Pa
         prepare_sae(entry(file_sha256(secret)), tmp_path, tmp_path / "home")
 
 
+def test_a_repository_that_is_a_link_out_of_the_cache_is_not_followed(source: Path, tmp_path: Path) -> None:
+    snapshot = cached(tmp_path, source)
+    repository = next(folder for folder in snapshot.parents if folder.name.startswith("models--"))
+    elsewhere = repository.rename(tmp_path / "elsewhere")
+    repository.symlink_to(elsewhere)
+    with pytest.raises(CatalogueError, match=rf"the folder of {REPOSITORY} leads out of"):
+        prepare_sae(entry(file_sha256(source / WEIGHTS_FILE)), tmp_path, tmp_path / "home")
+
+
 def test_an_id_that_climbs_out_of_the_repository_is_refused(source: Path, tmp_path: Path) -> None:
     cached(tmp_path, source, "someone/saes", "layer_1")
     other = cached(tmp_path, source, "someone/else", "layer_1")
