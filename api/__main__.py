@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from api.app import create_app
 from api.batch_intake import GatewayIntake
+from api.batches import ended_batch
 from api.dependencies import GatewayServices
 from api.limits import RequestLimits
 from api.metrics import GatewayMetrics
@@ -128,7 +129,15 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
     )
     reaper = Reaper(services.store, services.blobs, services.doorbell, every_s=policy.reap_every_s)
     poster = HttpPoster(services.webhook_urls)
-    courier = CourierThread(Courier(RedisDeliveries(client), services.webhooks, services.store, poster))
+    courier = CourierThread(
+        Courier(
+            RedisDeliveries(client),
+            services.webhooks,
+            services.store,
+            poster,
+            batches=partial(ended_batch, services.batches),
+        )
+    )
     intake = GatewayIntake(services, settings.max_body)
     work = BatchWork(services.batches, services.blobs, intake, settings.max_batch_jobs)
     keeper = Keeper(services.batches, work, rest=KEEPER_RESTS)

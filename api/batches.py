@@ -10,8 +10,10 @@ from api.dependencies import GatewayServices
 from api.violations import show
 from services.batches.ids import job_id_of
 from services.batches.record import Batch, Phase, StoredLine
+from services.batches.store import BatchStore
 from services.contracts.batch import BatchCounts, BatchStatus, BatchView, LineStatus, WrongLine
 from services.contracts.errors import ErrorCode, NotFound
+from services.contracts.webhook import BatchSummary
 from services.jobs.ids import is_batch_id
 from services.jobs.ports import Blobs
 from services.jobs.record import JobRecord
@@ -47,6 +49,7 @@ def view_of(batch: Batch) -> BatchView:
         status=BatchStatus(batch.phase),
         label=batch.label,
         on_invalid=batch.on_invalid,
+        webhook=batch.webhook,
         created_at=batch.created_at,
         started_at=batch.started_at,
         finished_at=batch.finished_at,
@@ -65,6 +68,17 @@ def view_of(batch: Batch) -> BatchView:
         token_layers=batch.cost,
         error=batch.error,
         errors=tuple(_wrong(line) for line in batch.wrong),
+    )
+
+
+def ended_batch(batches: BatchStore, batch_id: str) -> BatchSummary | None:
+    """What a message says of the batch; None when it has not ended, or is gone. Raises Unavailable."""
+    batch = batches.get(batch_id)
+    if batch is None or batch.finished_at is None:
+        return None
+    view = view_of(batch)
+    return BatchSummary(
+        id=view.id, label=view.label, status=view.status, finished_at=batch.finished_at, counts=view.counts
     )
 
 

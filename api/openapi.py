@@ -28,7 +28,7 @@ from services.contracts.batch import BatchLine, LineResult
 from services.contracts.feature_card import FeatureCard
 from services.contracts.job import JobResult, JobSpec, JobTokens, JobView
 from services.contracts.label import LabelLine, LabelRequest
-from services.contracts.webhook import JobEnded
+from services.contracts.webhook import BatchEnded, JobEnded
 
 FILE = Path(__file__).parents[1] / "openapi.yaml"
 DESCRIPTION = """\
@@ -48,7 +48,7 @@ TAGS = [
     {"name": "models", "description": "The models that are served."},
     {"name": "saes", "description": "The sparse autoencoders that are served."},
     {"name": "features", "description": "What the features of an SAE are."},
-    {"name": "webhooks", "description": "Be told when jobs end."},
+    {"name": "webhooks", "description": "Be told when jobs and batches end."},
     {"name": "admin", "description": "Look after API keys: for keys with the scope `admin`."},
     {"name": "health", "description": "For load balancers and orchestrators; no key needed."},
 ]
@@ -64,7 +64,17 @@ REQUESTS: tuple[Any, ...] = (
     KeyRequest,
     RotationRequest,
 )
-_ANSWERS: tuple[Any, ...] = (JobView, JobTokens, JobResult, LineResult, FeatureCard, FeatureList, JobEnded, Problem)
+_ANSWERS: tuple[Any, ...] = (
+    JobView,
+    JobTokens,
+    JobResult,
+    LineResult,
+    FeatureCard,
+    FeatureList,
+    JobEnded,
+    BatchEnded,
+    Problem,
+)
 """Schemas of what routes write by themselves, which FastAPI therefore does not find."""
 
 

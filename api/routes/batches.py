@@ -19,10 +19,12 @@ from api.routes.examples import BATCH
 from services.batches.forgetting import forget_batch
 from services.batches.record import Batch, NewBatch, Phase
 from services.batches.upload import count_lines
+from services.contracts.base import WebhookId
 from services.contracts.batch import MAX_LINES, BatchList, BatchView, OnInvalid
 from services.contracts.errors import Conflict, ErrorCode, InvalidSpec, Refused, Unavailable, Violation
 from services.jobs.ids import new_batch_id, new_blob_key
 from services.jobs.record import Idempotency
+from services.webhooks.store import not_to_be_told
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
@@ -49,6 +51,9 @@ class BatchQuery(BaseModel):
         Field(description="`refuse`: a wrong line fails the whole batch. `report`: the others run all the same."),
     ] = "refuse"
     label: Annotated[str | None, Field(max_length=200)] = None
+    webhook: Annotated[
+        WebhookId | None, Field(description="The endpoint that is told when the batch has ended, one of your own.")
+    ] = None
 
 
 class BatchListQuery(BaseModel):
@@ -83,16 +88,19 @@ async def submit_batch(
 ) -> Response:
     """Post up to 10,000 jobs, one a line. All lines are validated before the first runs; they yield to single jobs."""
     upload = await request.body()
+    if query.webhook is not None:
+        await run_in_threadpool(_check_webhook, services, key.owner, query.webhook)
     batch = await services.read(
         lambda: NewBatch(
             id=new_batch_id(),
             key=key.model_copy(update={"secret_sha256": "", "retiring": None}),
             on_invalid=query.on_invalid,
             label=query.label,
+            webhook=query.webhook,
             lines=_count(upload),
         )
     )
-    reservation = upload_idempotency(idempotency_key, upload, query.on_invalid, query.label)
+    reservation = upload_idempotency(idempotency_key, upload, query.on_invalid, query.label, query.webhook)
     stored = await run_in_threadpool(_store, services, batch, upload, reservation)
     replayed = {} if stored.id == batch.id else {REPLAYED: "true"}
     headers = {"Location": f"/v1/batches/{stored.id}", "Retry-After": str(POLL_AFTER_S), **replayed}
@@ -153,6 +161,12 @@ def get_batch_results(services: Services, key: Reader, batch_id: BatchId, after:
     """What became of the lines, one JSON document each."""
     batch = find_batch(services, key, batch_id)
     return StreamingResponse(result_lines(services, batch, after), media_type=LINES)
+
+
+def _check_webhook(services: GatewayServices, owner: str, endpoint_id: str) -> None:
+    """Raises InvalidParameters for an endpoint that the owner may not name."""
+    if (wrong := not_to_be_told(services.webhooks, owner, endpoint_id)) is not None:
+        raise InvalidParameters((ProblemItem(parameter="webhook", code=wrong.code, message=wrong.message),))
 
 
 def _count(upload: bytes) -> int:

@@ -85,25 +85,33 @@ _HEADERS = {
     "webhook-signature": "`v1,` and the base64 of HMAC-SHA256 over `{id}.{timestamp}.{body}`; one for each secret that "
     "is good, with spaces between them.",
 }
-MESSAGES: Mapping[str, Any] = {
-    "job_ended": {
+
+
+def _message(name: str, schema: str, summary: str, description: str) -> Mapping[str, Any]:
+    return {
         "post": {
-            "operationId": "job_ended",
+            "operationId": name,
             "tags": ["webhooks"],
-            "summary": "A job has ended",
-            "description": "What lensd posts to the endpoint that a job named as `webhook`, at least once.",
+            "summary": summary,
+            "description": description,
             "security": [],
             "parameters": [
-                {"name": name, "in": "header", "required": True, "description": text, "schema": {"type": "string"}}
-                for name, text in _HEADERS.items()
+                {"name": header, "in": "header", "required": True, "description": text, "schema": {"type": "string"}}
+                for header, text in _HEADERS.items()
             ],
             "requestBody": {
                 "required": True,
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobEnded"}}},
+                "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
             },
             "responses": {"2XX": {"description": "Taken."}, "410": {"description": "Gone: send nothing any more."}},
         }
     }
+
+
+_SENT = "What lensd posts to the endpoint that a {} named as `webhook`, at least once."
+MESSAGES: Mapping[str, Any] = {
+    "job_ended": _message("job_ended", "JobEnded", "A job has ended", _SENT.format("job")),
+    "batch_ended": _message("batch_ended", "BatchEnded", "A batch has ended", _SENT.format("batch")),
 }
 """What is sent, for the document."""
 

@@ -11,7 +11,7 @@ from services.webhooks.store import KEPT_OUTCOMES, MAX_OF_AN_OWNER, Delivery, Se
 
 
 class RedisDeliveries:
-    """Implements `services.webhooks.store.Deliveries`. What queues a message is `queue_delivery` of job_prelude.lua."""
+    """Implements `services.webhooks.store.Deliveries`. What queues a message is `queue_message` of job_prelude.lua."""
 
     def __init__(self, client: Redis) -> None:
         self._client = client

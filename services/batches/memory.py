@@ -47,6 +47,8 @@ class MemoryBatchStore:
         self._turns = itertools.count(1)
         jobs.batches = MemoryBatchRoll(self._kept, clock, policy)
         jobs.on_end.append(self._count)
+        self.on_end: list[Callable[[Batch], None]] = []
+        """Called with each batch as it was when it ended."""
 
     def create(self, batch: NewBatch, open_at_most: int, idempotency: Idempotency | None = None) -> Batch:
         with self._lock:
@@ -249,6 +251,8 @@ class MemoryBatchStore:
         now = self._clock()
         self._change(kept, phase=phase, finished_at=now, expires_at=now + self._retention, **changes)
         kept.due = now
+        for told in self.on_end:
+            told(kept.batch)
 
     @staticmethod
     def _change(kept: _Kept, **changes: object) -> None:

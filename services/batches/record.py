@@ -47,6 +47,8 @@ class NewBatch(Contract):
     label: str | None
     lines: int
     """Those that are not blank; everything that counts or numbers lines from 0 counts these."""
+    webhook: str | None = None
+    """The endpoint that is told of the end."""
 
 
 class Batch(NewBatch):

@@ -78,6 +78,7 @@ class BatchView(Contract):
     status: BatchStatus
     label: str | None
     on_invalid: OnInvalid
+    webhook: Annotated[str | None, Field(description="The endpoint that is told when the batch has ended.")]
     created_at: datetime
     started_at: Annotated[datetime | None, Field(description="When all lines were validated and the first could run.")]
     finished_at: datetime | None

@@ -1,4 +1,4 @@
-"""What is told to an endpoint when a job ends, and what is remembered of the telling."""
+"""What is told to an endpoint when a job or a batch ends, and what is remembered of the telling."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from services.contracts.base import Contract
+from services.contracts.batch import BatchCounts, BatchStatus
 from services.contracts.job import JobSummary
 
 EventType = Literal["job.succeeded", "job.failed", "job.cancelled"]
@@ -31,11 +32,30 @@ class JobEnded(Contract):
     data: JobSummary
 
 
+class BatchSummary(Contract):
+    """What a message says of a batch that has ended; `GET /v1/batches/{id}` has the rest."""
+
+    id: str
+    label: str | None
+    status: BatchStatus
+    finished_at: datetime
+    counts: BatchCounts
+
+
+class BatchEnded(Contract):
+    """The body of a message: that a batch has ended, or failed. Its results are fetched with a key."""
+
+    type: Literal["batch.ended", "batch.failed"]
+    timestamp: Annotated[datetime, Field(description="When the batch ended.")]
+    data: BatchSummary
+
+
 class DeliveryOutcome(Contract):
     """How one try to deliver a message went. `gave_up`: it was the last one."""
 
     message_id: Annotated[str, Field(description="As in the header `webhook-id`.")]
-    job_id: str
+    job_id: Annotated[str | None, Field(description="The job that it is about; null when it is about a batch.")]
+    batch_id: Annotated[str | None, Field(description="The batch that it is about.")] = None
     at: datetime
     attempt: int
     outcome: Literal["delivered", "will_retry", "gave_up"]

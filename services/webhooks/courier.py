@@ -1,7 +1,7 @@
 """The courier: takes due messages to their endpoints, and settles what became of each.
 
 1. claim what is due under a lease, as much as there are hands free;
-2. read the endpoint and the job; a message whose endpoint or job is gone is dropped;
+2. read the endpoint and the job or batch; a message of which either is gone is dropped;
 3. sign the body with every secret that is good now, and post it;
 4. accepted: done. Gone (410): done, and the endpoint is disabled. Else again after a pause, until the last try.
 
@@ -16,7 +16,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Self
 
 from services.contracts.errors import Unavailable
-from services.contracts.webhook import DeliveryOutcome, JobEnded
+from services.contracts.webhook import BatchEnded, BatchSummary, DeliveryOutcome, JobEnded
+from services.jobs.ids import is_batch_id
 from services.jobs.ports import JobStore
 from services.jobs.record import JobRecord
 from services.webhooks.endpoint import Endpoint
@@ -35,6 +36,9 @@ PARTING_S = 3.0
 
 _SETTLING_PAUSES_S = (0.5, 2.0)
 
+EndedBatches = Callable[[str], BatchSummary | None]
+"""A batch that has ended, by its id; None for one that has not, or is gone. Raises Unavailable."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -48,6 +52,7 @@ class Courier:
         jobs: JobStore,
         poster: Poster,
         *,
+        batches: EndedBatches = lambda _batch_id: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         parting_s: float = PARTING_S,
     ) -> None:
@@ -55,6 +60,7 @@ class Courier:
         self._webhooks = webhooks
         self._jobs = jobs
         self._poster = poster
+        self._batches = batches
         self._clock = clock
         self._parting_s = parting_s
         self._under_way: set[asyncio.Task[None]] = set()
@@ -120,22 +126,31 @@ class Courier:
         if delivery.attempt > MAX_TRIES:
             return Settlement()
         endpoint = await asyncio.to_thread(self._webhooks.get, delivery.endpoint_id)
-        job = await asyncio.to_thread(self._jobs.get, delivery.job_id)
-        if endpoint is None or endpoint.disabled_at is not None or job is None or not job.status.terminal:
+        body = await asyncio.to_thread(self._message_about, delivery.subject)
+        if endpoint is None or endpoint.disabled_at is not None or body is None:
             return Settlement()
-        body = message_about(job)
         sent_at = self._clock()
         signed = signed_headers(delivery.id, sent_at, body, endpoint.signing_secrets(sent_at))
         reply = await self._poster.post(endpoint.url, {"content-type": "application/json", **signed}, body)
         return self._settlement(delivery, endpoint, reply)
 
+    def _message_about(self, subject: str) -> bytes | None:
+        """The body; None when there is nothing to tell of."""
+        if is_batch_id(subject):
+            batch = self._batches(subject)
+            return None if batch is None else message_about_batch(batch)
+        job = self._jobs.get(subject)
+        return None if job is None or not job.status.terminal else message_about(job)
+
     def _settlement(self, delivery: Delivery, endpoint: Endpoint, reply: Reply) -> Settlement:
         now = self._clock()
         over = reply.accepted or reply.gone
         pause = None if over else pause_after(delivery.attempt)
+        about_batch = is_batch_id(delivery.subject)
         outcome = DeliveryOutcome(
             message_id=delivery.id,
-            job_id=delivery.job_id,
+            job_id=None if about_batch else delivery.subject,
+            batch_id=delivery.subject if about_batch else None,
             at=now,
             attempt=delivery.attempt,
             outcome="delivered" if reply.accepted else "gave_up" if pause is None else "will_retry",
@@ -163,6 +178,14 @@ def message_about(job: JobRecord) -> bytes:
     assert job.finished_at is not None
     event = JobEnded.model_validate(
         {"type": f"job.{job.status}", "timestamp": job.finished_at, "data": job.summary().model_dump()}
+    )
+    return event.model_dump_json().encode()
+
+
+def message_about_batch(batch: BatchSummary) -> bytes:
+    """The body that tells of the batch's end, the same at every try."""
+    event = BatchEnded.model_validate(
+        {"type": f"batch.{batch.status}", "timestamp": batch.finished_at, "data": batch.model_dump()}
     )
     return event.model_dump_json().encode()
 

@@ -70,7 +70,7 @@ class _Message:
 
 
 class MemoryDeliveries:
-    """Its `queue` belongs into `MemoryJobStore.on_end`."""
+    """Its `queue` belongs into `MemoryJobStore.on_end`, and `queue_about` is for the ends of batches."""
 
     def __init__(self, webhooks: MemoryWebhookStore, clock: Clock = lambda: datetime.now(UTC)) -> None:
         self._webhooks = webhooks
@@ -79,9 +79,11 @@ class MemoryDeliveries:
         self._messages: dict[str, _Message] = {}
 
     def queue(self, job: NewJob, record: JobRecord) -> None:
-        endpoint_id = job.ties.webhook
+        self.queue_about(record.id, record.owner, job.ties.webhook)
+
+    def queue_about(self, subject: str, owner: str, endpoint_id: str | None) -> None:
         if endpoint_id is not None and self._webhooks.get(endpoint_id) is not None:
-            delivery = Delivery(message_id_of(record.id), record.owner, endpoint_id, record.id, attempt=0)
+            delivery = Delivery(message_id_of(subject), owner, endpoint_id, subject, attempt=0)
             with self._lock:
                 self._messages[delivery.id] = _Message(delivery, self._clock())
 

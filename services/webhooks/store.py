@@ -1,8 +1,8 @@
 """What telling needs from outside: a store of endpoints, and a queue of messages to be delivered.
 
-A job that names an endpoint puts a message in the queue as it ends, in the same step of the store. Every message has
-its name from its job, so it is queued once; it is delivered at least once, and a receiver tells a repeated message by
-that name. Every implementation passes the same tests (`tests/services/webhooks/`) and raises
+A job or a batch that names an endpoint puts a message in the queue as it ends, in the same step of the store. Every
+message has its name from what it is about, so it is queued once; it is delivered at least once, and a receiver tells a
+repeated message by that name. Every implementation passes the same tests (`tests/services/webhooks/`) and raises
 Unavailable(STORE_UNAVAILABLE) when what stands behind it does not answer.
 """
 
@@ -49,7 +49,8 @@ class Delivery:
     """The message's own, the same at every try."""
     owner: str
     endpoint_id: str
-    job_id: str
+    subject: str
+    """The job or the batch that it is about."""
     attempt: int
 
 
@@ -78,7 +79,7 @@ class Deliveries(Protocol):
 
 
 def not_to_be_told(store: WebhookStore, owner: str, endpoint_id: str) -> Violation | None:
-    """Why a job of `owner` may not name this endpoint; the same words for one that is not there and someone else's."""
+    """Why a job or a batch of `owner` may not name this endpoint; the same words for none and someone else's."""
     endpoint = store.get(endpoint_id)
     if endpoint is None or endpoint.owner != owner:
         message = f"there is no webhook {endpoint_id!r}: register one with POST /v1/webhooks"
@@ -99,6 +100,6 @@ def too_many_webhooks() -> Conflict:
     return Conflict(ErrorCode.TOO_MANY_WEBHOOKS, message)
 
 
-def message_id_of(job_id: str) -> str:
-    """The name of the message about the job's end."""
-    return "msg_" + job_id.removeprefix("job_")
+def message_id_of(subject: str) -> str:
+    """The name of the message about the end of a job or a batch."""
+    return "msg_" + subject.removeprefix("job_")

@@ -106,6 +106,8 @@ def stand(tiny_catalogue: Catalogue) -> Stand:
     webhooks = MemoryWebhookStore()
     deliveries = MemoryDeliveries(webhooks)
     store.on_end.append(deliveries.queue)
+    batches = MemoryBatchStore(store, JobPolicy())
+    batches.on_end.append(lambda batch: deliveries.queue_about(batch.id, batch.owner, batch.webhook))
     services = GatewayServices(
         store=store,
         results=MemoryResultCache(store, JobPolicy()),
@@ -115,7 +117,7 @@ def stand(tiny_catalogue: Catalogue) -> Stand:
         workers=workers,
         keys=keys,
         labels=MemoryLabelStore(),
-        batches=MemoryBatchStore(store, JobPolicy()),
+        batches=batches,
         audit=MemoryAuditLog(),
         webhooks=webhooks,
         catalogue=tiny_catalogue,

@@ -118,7 +118,7 @@ async def test_a_job_that_names_an_endpoint_is_told_there_when_it_ends(stand: St
     assert stand.deliveries.waiting("alice") == 0
     await client.post(f"/v1/jobs/{job_id}/cancel")
     (delivery,) = stand.deliveries.claim(10, 30)
-    assert (delivery.endpoint_id, delivery.job_id) == (endpoint_id, job_id)
+    assert (delivery.endpoint_id, delivery.subject) == (endpoint_id, job_id)
 
 
 async def test_someone_elses_endpoint_is_refused_in_the_words_for_one_that_is_not_there(

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from services.adapters.webhook_poster import HttpPoster
-from services.contracts.webhook import JobEnded
+from services.contracts.webhook import BatchEnded, JobEnded
 from services.webhooks.courier import Courier
 from services.webhooks.schedule import PAUSES_S
 from services.webhooks.urls import UrlRules
@@ -75,9 +75,10 @@ async def test_the_request_that_registers_is_accepted(client: httpx.AsyncClient)
     assert response.status_code == 201
 
 
-def test_the_message_shown_is_one() -> None:
-    (message,) = [block for block in json_blocks(PAGE) if "type" in block and "kind" not in block]
-    assert JobEnded.model_validate(message).model_dump(mode="json").keys() == message.keys()
+def test_the_messages_shown_are_what_is_sent() -> None:
+    of_job, of_batch = [block for block in json_blocks(PAGE) if "type" in block and "kind" not in block]
+    assert JobEnded.model_validate(of_job).model_dump(mode="json").keys() == of_job.keys()
+    assert BatchEnded.model_validate(of_batch).model_dump(mode="json").keys() == of_batch.keys()
 
 
 def test_the_pauses_told_are_those_of_the_schedule() -> None:

@@ -4,7 +4,7 @@
 --                                     retires, that one and until when; since when it is disabled
 --   lensd:webhooks:<owner>            sorted set: the owner's endpoints by creation
 --   lensd:outcomes:<endpoint>         list: how its latest deliveries went, newest first, as JSON
---   lensd:delivery:<message>          hash: webhook, job, attempt
+--   lensd:delivery:<message>          hash: webhook, job (or the batch that it is about), attempt
 --   lensd:deliveries:<owner>          sorted set: the owner's messages by the time each is due; one that a courier
 --                                     holds is due when its lease ends
 --   lensd:delivering:<owner>          sorted set: the messages that couriers hold, by the end of the lease

@@ -153,10 +153,9 @@ local function remember(id, status)
   end
 end
 
--- Puts the message about the job's end in its owner's queue, if it names an endpoint that is still there. The message
--- has its name from the job's, so it is the same one however often this is done.
-local function queue_delivery(id)
-  local owner, webhook = fields(id, 'owner', 'webhook')
+-- Puts the message about the end of a job or a batch in its owner's queue, if the endpoint is still there. The message
+-- has its name from what it is about, so it is the same one however often this is done.
+local function queue_message(id, owner, webhook)
   if not webhook or redis.call('EXISTS', 'lensd:webhook:' .. webhook) == 0 then return end
   local message = 'msg_' .. id:gsub('^job_', '')
   redis.call('HSET', 'lensd:delivery:' .. message, 'webhook', webhook, 'job', id)
@@ -164,14 +163,21 @@ local function queue_delivery(id)
   redis.call('ZADD', 'lensd:deliveries', 'LT', digits(now), owner)
 end
 
+local function queue_delivery(id) queue_message(id, fields(id, 'owner', 'webhook')) end
+
 local function batch_fields(batch, ...) return unpack(redis.call('HMGET', 'lensd:batch:' .. batch, ...)) end
 
 local function end_batch(batch, status, ...)
   local expires = digits(now + policy.retention)
   redis.call('HSET', 'lensd:batch:' .. batch, 'status', status, 'finished_at', digits(now), 'expires_at', expires, ...)
   redis.call('DEL', 'lensd:batch-names:' .. batch)
-  redis.call('SREM', 'lensd:batches-open:' .. batch_fields(batch, 'owner'), batch)
+  local owner, head = batch_fields(batch, 'owner', 'head')
+  redis.call('SREM', 'lensd:batches-open:' .. owner, batch)
   redis.call('ZADD', 'lensd:batches-due', digits(now), batch)
+  local read, noted = pcall(cjson.decode, head)
+  local webhook = read and type(noted) == 'table' and noted.webhook
+  -- What is null in JSON is no string, and true.
+  if type(webhook) == 'string' then queue_message(batch, owner, webhook) end
 end
 
 -- Ends a batch none of whose lines can change any more; lines that never ran count as cancelled.

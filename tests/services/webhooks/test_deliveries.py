@@ -36,9 +36,9 @@ def test_a_job_that_ends_without_a_worker_is_told_as_well(bench: Bench) -> None:
     cancelled, overdue = bench.submit(endpoint), bench.submit(endpoint)
     bench.jobs.cancel(cancelled)
     bench.jobs.cancel(cancelled)
-    assert [each.job_id for each in bench.claim()] == [cancelled]
+    assert [each.subject for each in bench.claim()] == [cancelled]
     bench.jobs.delete(overdue)
-    assert [each.job_id for each in bench.claim()] == [overdue]
+    assert [each.subject for each in bench.claim()] == [overdue]
 
 
 def test_a_job_without_a_webhook_or_with_one_that_is_gone_queues_nothing(bench: Bench) -> None:
@@ -119,7 +119,7 @@ def test_no_more_are_claimed_than_asked_for_and_all_come_in_the_end(bench: Bench
     while claimed := bench.claim(at_most=2):
         assert len(claimed) <= 2
         for delivery in claimed:
-            told.append(delivery.job_id)
+            told.append(delivery.subject)
             bench.deliveries.settle(delivery, DELIVERED)
     assert len(told) == len(jobs)
     assert set(told) == jobs
@@ -147,7 +147,7 @@ def test_messages_survive_a_restart_of_the_server(tmp_path: Path) -> None:
         server.stop()
         server.start()
         with make_client(server.url, patient=False) as client:
-            assert [each.job_id for each in valkey_bench(client).claim()] == [job_id]
+            assert [each.subject for each in valkey_bench(client).claim()] == [job_id]
 
 
 def test_an_endpoint_is_disabled_since_the_first_message_that_found_it_gone(bench: Bench) -> None:
