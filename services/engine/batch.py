@@ -13,11 +13,12 @@ import torch
 
 from services.contracts.errors import ErrorCode, JobFailed
 from services.engine.executor import Executor, Ran
+from services.engine.giving_up import BatchGivenUp, given_up_without
 from services.engine.limits import EngineLimits
 from services.engine.needs import Needs
 from services.engine.scheduler import Task
 from services.engine.statistics import EngineStatistics
-from services.engine.ticket import JobTicket
+from services.engine.ticket import JobCancelled, JobTicket
 
 
 class BatchCrew:
@@ -45,8 +46,13 @@ class BatchCrew:
         if not batch:
             return
         started = time.perf_counter()
+        tickets = list({task.ticket for task in batch})
         try:
-            ran = self._execute(batch)
+            with given_up_without(tickets):
+                ran = self._execute(batch)
+        except BatchGivenUp:
+            _fail(batch, JobCancelled())
+            return
         except Exception as error:  # whatever a row raises belongs to its own job alone
             failure = error
         else:

@@ -22,6 +22,7 @@ from services.contracts.site import SiteName
 from services.engine.agenda import Agenda
 from services.engine.base_runs import RESIDUALS, Runs, Stem
 from services.engine.branch_cache import BranchCache
+from services.engine.giving_up import give_up_if_unwanted
 from services.engine.lane import Lane, Place, padded
 from services.engine.opening import BlockCall, Opening, Openings
 from services.models.hooks import Hook, hook_points, hooked
@@ -119,6 +120,7 @@ class Driver:
         keys = drive.cache.keys
         memo: dict[int, Any] = {}
         for layer in range(drive.lanes[0].join, depth + 1):
+            give_up_if_unwanted()
             entered = 0 if drive.residual is None else len(drive.residual)
             self._enter(drive, stems, layer)
             if len(positions) > 1 and len(drive.stream) > entered:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import psutil
 
 from tests.chaos.drill import Drill, Findings, Scale
-from tests.chaos.jobs import gluttonous, middling, sweep
+from tests.chaos.jobs import gluttonous, middling, small, sweep
 from tests.chaos.ledger import Client, Entry, Ledger
 from tests.chaos.load import Load
 from tests.chaos.plant import Plant, Process
@@ -69,7 +69,8 @@ def _outgrow(plant: Plant, scale: Scale, recorder: Recorder, findings: Findings)
 
     with _killed_when(plant, outgrows) as kills:
         entry = client.submit(gluttonous())
-        neighbours = [client.submit(middling(number)) for number in range(scale.neighbours)]
+        # Neighbours of little memory: what a worker takes beyond the bound is the one job's.
+        neighbours = [client.submit(small(number)) for number in range(scale.neighbours)]
         _judge(load, entry, neighbours, kills, findings=findings, which="the job that outgrows memory")
     client.hang_up()
     plant.wait_for_workers()
