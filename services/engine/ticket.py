@@ -31,8 +31,10 @@ class JobTicket:
         alone: bool = False,
     ) -> None:
         self.alone = alone
+        self.entered = False
+        """Whether it has been in the engine."""
         self.by_itself = False
-        """Whether it has been in the engine and works by itself now: puts its result together, say."""
+        """Whether it has been there and works by itself now: puts its result together, say."""
         self.id = job_id
         self.owner = owner
         self.cancelled = cancelled
@@ -56,7 +58,7 @@ class JobTicket:
     @contextmanager
     def in_engine(self) -> Iterator[None]:
         """While the job waits for its rows."""
-        self.by_itself = False
+        self.entered, self.by_itself = True, False
         try:
             yield
         finally:

@@ -34,11 +34,14 @@ def workshop() -> Workshop:
     return Workshop()
 
 
-def test_a_batch_blames_the_jobs_whose_rows_it_has_and_an_idle_engine_nobody(workshop: Workshop) -> None:
+def test_a_batch_blames_the_jobs_whose_rows_it_has_and_an_idle_engine_those_it_has_served(workshop: Workshop) -> None:
     first, _ = workshop.ids
     workshop.blame.batch(frozenset({first}))
-    workshop.blame.batch(frozenset())
-    assert workshop.said == [[first], []]
+    with workshop.jobs[0].ticket.in_engine():
+        workshop.blame.batch(frozenset())
+    workshop.jobs.pop(0)
+    workshop.blame.look()
+    assert workshop.said == [[first], [first], []]
 
 
 def test_a_job_that_puts_its_result_together_for_long_is_to_blame_too(workshop: Workshop) -> None:
