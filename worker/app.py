@@ -83,6 +83,7 @@ def _start(**_: object) -> None:
 @worker_ready.connect
 def _ready(**_: object) -> None:
     if _process is not None:
+        _process.preload()
         _process.answer_soon()
 
 

@@ -49,7 +49,7 @@ LISTEN_S = 0.5
 
 
 class WorkerProcess:
-    """Everything that one worker owns. `start` connects and loads; `answer` is called by any number of slots."""
+    """Everything that one worker owns. `start` connects, `preload` loads; `answer` is called by any number of slots."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         policy = JobPolicy()
@@ -76,16 +76,25 @@ class WorkerProcess:
         self._metrics = WorkerMetrics(lambda: len(self._heartbeat.running()))
         self._listening = ExitStack()
         self._draining = threading.Event()
+        self._preloading = threading.Event()
 
     def start(self) -> None:
-        """Begin to beat, and load the pool's models in the background: the first job waits for its own alone."""
+        """Begin to beat."""
         settings = self._settings
         self._listening.enter_context(
             listening(self._metrics.registry, settings.metrics_host, settings.worker_metrics_port)
         )
         self._heartbeat.start()
         self._reaper.start()
-        if self._settings.preload:
+
+    def preload(self) -> None:
+        """Load the pool's models in the background, once: the first job waits for its own alone.
+
+        Not before Celery is set up: it writes the process's environment, and torch, which reads it as it loads, would
+        crash where the two meet.
+        """
+        if self._settings.preload and not self._preloading.is_set():
+            self._preloading.set()
             threading.Thread(target=self._laboratory.preload, name="preload", daemon=True).start()
 
     def answer(self) -> None:
