@@ -179,6 +179,8 @@ class WorkerProcess:
                 elif job.handed_back:
                     self._store.release(claim)
                     log.info("job %s: handed back", claim.job.id)
+                else:
+                    log.info("job %s: dropped, too late: it is another's or has ended", claim.job.id)
             except Unavailable as error:
                 log.error("job %s: its end could not be stored, it will run again: %s", claim.job.id, error.message)
 

@@ -1,7 +1,6 @@
 """A worker frozen (SIGSTOP) with a chunk of jobs under way, past its lease; then it goes on, and its results come late.
 
-Each job here is a single row: what is in the frozen chunk cannot be stopped any more, so the worker, once woken, really
-has a result and offers it.
+Once woken, the worker finishes what it was at and offers it, or learns before that it has lost the job and drops it.
 """
 
 from typing import cast
@@ -41,8 +40,8 @@ def run(plant: Plant, scale: Scale) -> Findings:
     findings.at_least("jobs in the chunk of the frozen worker", 1, len(caught))
     findings.holds("the other worker ends all of them meanwhile", "yes", "yes" if overtaken else "no", overtaken)
     findings.equal("jobs that succeeded", len(entries), sum(d["status"] == "succeeded" for d in documents.values()))
-    refused = sum(f"{job_id}: Succeeded, too late" in frozen.log for job_id in caught)
-    findings.holds("late results that were refused", f"{len(caught)}, in the worker's log", refused, late)
+    refused = sum(_too_late(frozen.log, job_id) for job_id in caught)
+    findings.holds("late results that were refused or dropped", f"{len(caught)}, in the worker's log", refused, late)
     findings.equal("frozen jobs whose record still names the frozen worker", 0, holders.count(name))
     findings.equal(
         "frozen jobs that ended on attempt 2", len(caught), sum(documents[j]["attempt"] == 2 for j in caught)
@@ -73,7 +72,11 @@ def _freeze_at_work(plant: Plant, client: Client, worker: Process, name: str) ->
 
 def _late(worker: Process, jobs: list[str]) -> bool:
     log = worker.log
-    return all(f"{job_id}: Succeeded, too late" in log for job_id in jobs)
+    return all(_too_late(log, job_id) for job_id in jobs)
+
+
+def _too_late(log: str, job_id: str) -> bool:
+    return any(f"{job_id}: {what}, too late" in log for what in ("Succeeded", "dropped"))
 
 
 def _holders(plant: Plant, jobs: list[str]) -> list[str]:
