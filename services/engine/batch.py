@@ -51,6 +51,7 @@ class BatchCrew:
             with given_up_without(tickets):
                 ran = self._execute(batch)
         except BatchGivenUp:
+            _charge_in_full(batch, time.perf_counter() - started)
             _fail(batch, JobCancelled())
             return
         except Exception as error:  # whatever a row raises belongs to its own job alone
@@ -115,6 +116,12 @@ def _charge(batch: Sequence[Task], ran: Ran, seconds: float) -> None:
         share = cost / total if total else len(costs) / len(batch)
         base = ran.base_tokens * batch[0].model.facts.layers * share
         ticket.charge(rows=len(costs), token_layers=cost + base, seconds=seconds * share)
+
+
+def _charge_in_full(batch: Sequence[Task], seconds: float) -> None:
+    """A batch that was given up is paid as one that ran: else cancelling in time would be work for nothing."""
+    for task in batch:
+        task.ticket.charge(rows=0, token_layers=float(task.cost), seconds=seconds / len(batch))
 
 
 def _together(several: Iterable[Needs]) -> Needs:

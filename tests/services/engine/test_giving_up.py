@@ -41,11 +41,13 @@ def test_a_batch_whose_jobs_are_all_cancelled_ends_between_two_blocks(model: Loa
     with Engine(EngineLimits(threads=1)) as engine:
         engine.warm_up(model)
         with watching(model, lambda _: cancelled.set()), last_mlp(model) as lanes:
-            futures = engine.submit(model, sweep(), job=JobTicket("job", "a", cancelled=cancelled.is_set))
+            job = JobTicket("job", "a", cancelled=cancelled.is_set)
+            futures = engine.submit(model, sweep(), job=job)
             for future in futures:
                 with pytest.raises(JobCancelled):
                     future.result(timeout=30)
         assert lanes == []
+        assert job.token_layers > 0, "what was begun is paid"
         job = JobTicket("next", "a")
         again = [outcome.values() for outcome in engine.run(model, sweep(), job=job)]
     with Engine(EngineLimits(threads=1)) as fresh:
