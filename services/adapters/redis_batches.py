@@ -1,9 +1,7 @@
 """Batches in Redis or Valkey; the keys are listed in `lua/job_prelude.lua`, and every change is one script."""
 
-import base64
 import hashlib
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, cast
@@ -13,11 +11,12 @@ from redis import Redis
 
 from services.adapters.lua_scripts import Argument, LuaScripts
 from services.adapters.redis_client import store_errors
+from services.adapters.redis_cursor import read_cursor, write_cursor
 from services.adapters.redis_records import MALFORMED, flat_hash, microseconds, moment, policy_argument
 from services.batches.record import Batch, BatchPage, Checked, NewBatch, Phase, StoredLine, Turn, TurnLost
 from services.batches.store import ABANDONED_S, LEASE_S, batch_over_quota, reused_key, too_many_batches
 from services.contracts.batch import MAX_SHOWN_ERRORS
-from services.contracts.errors import ErrorCode, Refused, Unavailable
+from services.contracts.errors import ErrorCode, Unavailable
 from services.contracts.job import JobError, JobStatus
 from services.jobs.policy import JobPolicy
 from services.jobs.record import Idempotency
@@ -77,7 +76,7 @@ class RedisBatchStore:
         return self._read([batch_id])[0]
 
     def list(self, owner: str, cursor: str | None, limit: int) -> BatchPage:
-        newest = "+inf" if cursor is None else f"({_read_cursor(cursor)}"
+        newest = "+inf" if cursor is None else f"({read_cursor(cursor)}"
         with store_errors():
             answer = self._client.zrange(
                 f"lensd:batches:{owner}",
@@ -94,7 +93,7 @@ class RedisBatchStore:
         more = len(places) > limit
         return BatchPage(
             batches=tuple(batch for batch in batches if batch is not None),
-            cursor=base64.urlsafe_b64encode(b"%d" % int(places[limit - 1][1])).decode() if more else None,
+            cursor=write_cursor(int(places[limit - 1][1])) if more else None,
         )
 
     def lines(self, batch_id: str, first: int, count: int) -> Sequence[StoredLine]:
@@ -212,16 +211,6 @@ def _batch(batch_id: str, state: Sequence[Any] | None) -> Batch | None:
 
 def _line(line: StoredLine) -> str:
     return line.model_dump_json(exclude_none=True)
-
-
-def _read_cursor(cursor: str) -> int:
-    try:
-        created = base64.urlsafe_b64decode(cursor)
-    except ValueError:
-        created = b""
-    if not re.fullmatch(rb"[0-9]{1,20}", created):
-        raise Refused(ErrorCode.INVALID_REQUEST, "this cursor is not one that a page of batches came with")
-    return int(created)
 
 
 def _reservation(owner: str, key: str) -> str:

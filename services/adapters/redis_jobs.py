@@ -1,8 +1,6 @@
 """The job store in Redis or Valkey: every transition one Lua script on the server's own clock."""
 
-import base64
 import logging
-import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import cast
@@ -12,6 +10,7 @@ from redis import Redis
 
 from services.adapters.lua_scripts import Argument, LuaScripts
 from services.adapters.redis_client import store_errors
+from services.adapters.redis_cursor import read_cursor, write_cursor
 from services.adapters.redis_records import (
     MALFORMED,
     RECORD_FIELDS,
@@ -29,7 +28,7 @@ from services.adapters.redis_records import (
     record_or_none,
     reservation_key,
 )
-from services.contracts.errors import Conflict, ErrorCode, Refused, Unavailable
+from services.contracts.errors import Conflict, ErrorCode, Unavailable
 from services.contracts.generation import NewTokens
 from services.contracts.job import JobProgress, JobStatus, JobSummary
 from services.jobs.idempotency import just_forgotten, key_reused
@@ -122,7 +121,7 @@ class RedisJobStore:
 
     def list(self, owner: str, where: JobFilter, cursor: str | None, limit: int) -> Page:
         at_once = limit + 1 if where == JobFilter() else LOOKED_AT_ONCE
-        before = None if cursor is None else _read_cursor(cursor)
+        before = None if cursor is None else read_cursor(cursor)
         found: list[tuple[int, JobSummary]] = []
         for _ in range(0, LOOKED_AT_PER_PAGE, at_once):
             places = self._older_than(owner, before, at_once)
@@ -252,18 +251,8 @@ class RedisJobStore:
 
 
 def _page(found: Sequence[tuple[int, JobSummary]], last: int | None) -> Page:
-    cursor = None if last is None else base64.urlsafe_b64encode(b"%d" % last).decode()
+    cursor = None if last is None else write_cursor(last)
     return Page(jobs=tuple(summary for _, summary in found), cursor=cursor)
-
-
-def _read_cursor(cursor: str) -> int:
-    try:
-        created = base64.urlsafe_b64decode(cursor)
-    except ValueError:
-        created = b""
-    if not re.fullmatch(rb"[0-9]{1,20}", created):
-        raise Refused(ErrorCode.INVALID_REQUEST, "this cursor is not one that a page of jobs came with")
-    return int(created)
 
 
 def _outcome(ending: Ending, bill: int | None) -> Sequence[Argument]:

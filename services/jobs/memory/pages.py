@@ -1,9 +1,8 @@
 """Pages of jobs, by the number of their creation."""
 
-import base64
 from collections.abc import Sequence
 
-from services.contracts.errors import ErrorCode, Refused
+from services.jobs.memory.cursor import write_cursor
 from services.jobs.ports import Page
 from services.jobs.record import JobRecord
 
@@ -13,13 +12,5 @@ def page_of(found: Sequence[tuple[int, JobRecord]], limit: int) -> Page:
     shown = found[:limit]
     return Page(
         jobs=tuple(record.summary() for _, record in shown),
-        cursor=base64.urlsafe_b64encode(b"%d" % shown[-1][0]).decode() if len(found) > limit else None,
+        cursor=write_cursor(shown[-1][0]) if len(found) > limit else None,
     )
-
-
-def read_cursor(cursor: str) -> int:
-    """The number of the last job that was shown; raises Refused."""
-    try:
-        return int(base64.urlsafe_b64decode(cursor))
-    except ValueError as error:
-        raise Refused(ErrorCode.INVALID_REQUEST, "this cursor is not one that a page of jobs came with") from error
