@@ -79,7 +79,7 @@ class WorkerProcess:
         self._preloading = threading.Event()
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Begin to beat, to go round as a reaper, and to show figures where a port is set."""
         settings = self._settings
         self._listening.enter_context(
             listening(self._metrics.registry, settings.metrics_host, settings.worker_metrics_port)

@@ -5,7 +5,7 @@ the gradient of a feature that fires is that of its magnitude, and zero for one 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -13,22 +13,6 @@ from torch import Tensor
 
 Pre = Float[Tensor, "token d_sae"]
 Top = tuple[Float[Tensor, "token count"], Int[Tensor, "token count"]]
-
-
-class Elementwise(Protocol):
-    """An activation function of each feature by itself."""
-
-    def features(self, pre: Pre) -> Pre:
-        """Every feature's activation, mostly zeros."""
-        ...
-
-    def at(self, indices: Int[Tensor, " feature"]) -> Self:
-        """The same function of these features alone."""
-        ...
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
-        """The same function elsewhere or in another precision."""
-        ...
 
 
 @dataclass(frozen=True)
