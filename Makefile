@@ -1,5 +1,6 @@
 # Every command a developer or an operator needs. `make demo` and `make test` are the two to start with.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -18,8 +19,8 @@ demo: install          ## set everything up and run the main jobs through the re
 up: install            ## keep the stack running until Ctrl-C
 	@exec $(BIN)/python -m deploy.local up
 
-test: install prepare
-	$(BIN)/python -m pytest -q
+test: install prepare  ## all tests; one process takes those that start processes, another the rest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES)
 
 check: install         ## format, lint, strict types, import contracts, file sizes, stale openapi.yaml
 	$(BIN)/ruff format --check .

@@ -6,12 +6,33 @@ import sys
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from services.catalogue.catalogue import Catalogue, model_folder, open_catalogue
 
 PROJECT = Path(__file__).resolve().parents[1]
+STACK = "tests/stack"
 MODEL = "smollm2-135m"
 SAE = "smollm2-135m-l15-resid-post"
+
+
+class StackBesideFiles(LoadScopeScheduling):
+    """Of several test processes one takes all tests of the stack, which mostly wait; the others go file by file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return STACK if file.startswith(f"{STACK}/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> StackBesideFiles:
+    config.option.loadscopereorder = False
+    return StackBesideFiles(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(f"{STACK}/"))
 
 
 @pytest.fixture(scope="session")

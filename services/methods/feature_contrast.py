@@ -62,7 +62,8 @@ def _scores(
             score = within.amax(dim=0) if contrast.score == "max" else within.mean(dim=0)
             rows.append(score.float().cpu().numpy())
     if left_out := len(prompts) - len(rows):
-        context.warnings.append(f"{left_out} prompts have no token within the SAE's norm threshold: left out")
+        counted = f"{left_out} of {len(prompts)}"
+        context.warnings.append(f"prompts left out, without a token within the SAE's norm threshold: {counted}")
     if not rows:
         message = "every token of a set is over the SAE's norm threshold: it has no features to contrast"
         raise JobFailed(ErrorCode.METHOD_FAILED, message)

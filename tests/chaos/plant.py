@@ -55,17 +55,18 @@ class Process:
     def log(self) -> str:
         return self._log_file.read_text(errors="replace") if self._log_file.exists() else ""
 
-    def start(self, pass_fds: Sequence[int] = ()) -> None:
+    def start(self, environment: Mapping[str, str] | None = None, *, pass_fds: Sequence[int] = ()) -> None:
+        """Start it, or its successor; `environment` is what this one finds beside the plant's."""
         # From a thread that lives as long as the plant: the kernel ends the process with the thread that started it.
-        self._process = self._spawner.submit(self._spawn, pass_fds).result()
+        self._process = self._spawner.submit(self._spawn, pass_fds, {**self._env, **(environment or {})}).result()
         self.pids.append(self._process.pid)
 
-    def _spawn(self, pass_fds: Sequence[int]) -> "subprocess.Popen[bytes]":
+    def _spawn(self, pass_fds: Sequence[int], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
         with self._log_file.open("ab") as log:
             return subprocess.Popen(
                 dies_with_parent(self._argv),
                 cwd=PROJECT_ROOT,
-                env=dict(self._env),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -137,7 +138,7 @@ class Plant:
         return Redis.from_url(self.valkey.url, socket_timeout=5)
 
     def start_server(self) -> None:
-        self.server.start([self.valkey.lock_fd])
+        self.server.start(pass_fds=[self.valkey.lock_fd])
         if not eventually(self.valkey.answers, START_S):
             raise AssertionError(f"Valkey gives no answer:\n{self.server.log}")
 

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.stack.harness import RunningStack, running_stack
+from tests.chaos.plant import Plant, running_plant
+from tests.stack.harness import RunningStack
 from tests.stack.test_jobs import CLEAN, states, wait_for
 
 _numbers = itertools.count()
@@ -100,13 +101,21 @@ def test_twenty_posts_at_once_under_one_key_make_one_job(
 
 def test_a_worker_that_computes_otherwise_answers_with_nothing_that_was_there(home: Path, tmp_path: Path) -> None:
     spec = fresh_job()
-    with running_stack(tmp_path, store=home) as stack, stack.client() as client:
+    with running_plant(tmp_path / "home", home) as plant, plant.client() as client:
         first = wait_for(client, spec)
         assert client.post("/v1/jobs", json=spec).json()["cached"]
-    with running_stack(tmp_path, store=home, LENSD_DTYPE="float64") as stack, stack.client() as client:
+        succeed(plant, LENSD_DTYPE="float64")
         second = wait_for(client, spec)
-    assert (second["cached"], second["result"]["provenance"]["dtype"]) == (False, "float64")
-    with running_stack(tmp_path, store=home) as stack, stack.client() as client:
+        succeed(plant)
         third = client.post("/v1/jobs", json=spec).json()
+    assert (second["cached"], second["result"]["provenance"]["dtype"]) == (False, "float64")
     assert third["cached"], "what was computed so is still there"
     assert third["result"] == first["result"]
+
+
+def succeed(plant: Plant, **environment: str) -> None:
+    """End the worker, and start another in its place."""
+    (worker,) = plant.workers
+    worker.end()
+    worker.start(environment)
+    plant.wait_for_workers()

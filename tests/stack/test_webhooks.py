@@ -165,6 +165,29 @@ def test_a_job_that_a_worker_ran_is_told_with_its_summary(client: httpx.Client, 
         client.delete(f"/v1/webhooks/{endpoint['id']}")
 
 
+def test_a_batch_that_ended_is_told_of_once_with_its_counts(client: httpx.Client, receiver: Receiver) -> None:
+    endpoint = registered(client, receiver)
+    try:
+        example = {"prompt": "The Colosseum is in", "answer": " Rome"}
+        method = {"type": "direct_logit_attribution"}
+        spec = {"kind": "attribution", "model": "smollm2-135m", "method": method, "metric": {"type": "logit"}}
+        jobs = [{**spec, "examples": [example]}, {**spec, "examples": [example], "metric": {"type": "probability"}}]
+        lines = [{"custom_id": str(number), "job": job} for number, job in enumerate(jobs)]
+        upload = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        query, headers = {"webhook": endpoint["id"], "on_invalid": "report"}, {"Content-Type": "application/jsonl"}
+        posted = client.post("/v1/batches", params=query, content=upload, headers=headers).raise_for_status()
+        assert eventually(lambda: told(receiver) == [posted.json()["id"]], 2 * WITHIN_S)
+        (received,) = receiver.received
+        assert genuine(received, endpoint["secret"])
+        batch = client.get(posted.headers["Location"]).json()
+        shown = {name: batch[name] for name in ("id", "label", "status", "counts", "finished_at")}
+        message = json.loads(received.body)
+        assert message == {"type": "batch.ended", "timestamp": shown["finished_at"], "data": shown}
+        assert (shown["counts"]["succeeded"], shown["counts"]["invalid"]) == (1, 1)
+    finally:
+        client.delete(f"/v1/webhooks/{endpoint['id']}")
+
+
 def test_a_gateway_killed_between_post_and_settling_leaves_the_message_to_its_successor(
     gateway: Gateway, receiver: Receiver
 ) -> None:
