@@ -4,13 +4,14 @@ TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+AUDITOR := $(VENV)/audit/bin/pip-audit
 SAES := $(notdir $(wildcard assets/saes/*))
 export LENSD_HOME ?= $(CURDIR)/.lensd
 # torch's threads spin while they wait for each other: a disaster on shared cores.
 export OMP_WAIT_POLICY ?= passive
 export LENSD_CATALOGUE ?= $(CURDIR)/deploy/catalogue.toml
 
-.PHONY: demo up test check format openapi sae feature-index induction-model bench ground-truth chaos examples prepare lock install clean
+.PHONY: demo up test check format openapi sae feature-index induction-model bench ground-truth chaos audit examples prepare lock install clean
 .DEFAULT_GOAL := demo
 
 demo: install          ## set everything up and run the main jobs through the real stack
@@ -68,6 +69,11 @@ ground-truth: prepare  ## hold the methods against exact runs on SmolLM2; writes
 
 chaos: prepare         ## kill, freeze, fill and tamper with real processes; writes benchmarks/CHAOS.md (about twenty minutes)
 	$(BIN)/python -m tests.chaos
+
+audit:                 ## look the pinned packages up among the known vulnerabilities (asks the network; AUDIT has more options)
+	@test -x $(AUDITOR) || $(PYTHON) -m venv $(VENV)/audit
+	@test -x $(AUDITOR) || $(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check "pip-audit>=2.10,<3"
+	$(AUDITOR) --no-deps --disable-pip -r requirements/gateway.txt -r requirements/worker.txt -r requirements/torch.txt $(AUDIT)
 
 examples: prepare      ## find the induction and IOI circuits over HTTP, and known features by an SAE; writes docs/induction*, docs/ioi*, docs/superposition*
 	$(BIN)/python -m deploy.local run $(BIN)/python -m examples.induction
