@@ -8,7 +8,8 @@
 2. Closed loop: as many requests as one gateway process answers. The worker stands still while jobs are submitted.
 3. Ten waves of 1,000 clients that wait for one job, which is then cancelled: how much later than the job's end they
    know, what they cost in memory and in connections to the store.
-4. One owner's single job on SmolLM2 beside another owner's 2,000, against the idle service.
+4. One owner's single job on SmolLM2 beside another owner's 2,000, against the idle service and against the length of a
+   chunk of forwards.
 """
 
 import argparse
@@ -53,6 +54,16 @@ def attribution(model: str, prompt: str, answer: str, foil: str) -> dict[str, An
 
 SMALL = attribution("induction-2l", "t5 t9 t12 t5", " t9", " t12")
 USUAL = attribution("smollm2-135m", "When John and Mary went to the shops, John gave the bag to", " Mary", " John")
+PLACES = ("shops", "park", "sea", "zoo", "bank", "pool", "farm", "lake", "bar")
+THINGS = ("bag", "key", "cup", "map", "ball", "book")
+CHUNK = USUAL | {
+    "examples": [
+        {"prompt": f"When John and Mary went to the {place}, John gave the {thing} to", "answer": " Mary"}
+        for place in PLACES
+        for thing in THINGS
+    ]
+}
+"""54 prompts of 14 tokens: as many as the 768 positions of a batch hold."""
 
 
 @dataclass(frozen=True)
@@ -219,27 +230,32 @@ def mib(nbytes: int) -> str:
 
 
 def beside_a_backlog(bench: Bench) -> str:
-    def singles() -> list[float]:
+    def singles(spec: object, count: int = SINGLES) -> list[float]:
         latencies = []
-        for _ in range(SINGLES):
+        for _ in range(count):
             began = time.perf_counter()
-            finished(bench.bob, USUAL)
+            finished(bench.bob, spec)
             latencies.append(time.perf_counter() - began)
         return latencies
 
-    alone = singles()
-    jobs = [submission(USUAL)] * BACKLOG
-    backlog = answers(bench.load(each_once, bench.ada, jobs, CONNECTIONS), 202).jobs
-    beside = singles()
-    left = ask(bench.ada, "GET", "/v1/jobs?status=queued&limit=1")["jobs"]
-    if not left:
-        raise RuntimeError("the backlog was worked off before the single jobs were")
-    forget(bench, backlog)
+    alone = singles(USUAL)
+    chunk = statistics.median(singles(CHUNK, 5))
+    lines = []
+    for priority in ("batch", "interactive"):
+        jobs = [submission(USUAL | {"priority": priority})] * BACKLOG
+        backlog = answers(bench.load(each_once, bench.ada, jobs, CONNECTIONS), 202).jobs
+        beside = singles(USUAL)
+        if not ask(bench.ada, "GET", "/v1/jobs?status=queued&limit=1")["jobs"]:
+            raise RuntimeError("the backlog was worked off before the single jobs were")
+        forget(bench, backlog)
+        later = statistics.median(beside) - statistics.median(alone)
+        times = (milliseconds(beside, share) for share in (0.5, 1))
+        lines.append((f"{BACKLOG:,} of priority `{priority}`", *times, f"{later / chunk:.2f}"))
+    head = ("another owner's jobs in line", "median", "at most", "later than alone, in chunks (bar: 1 behind `batch`)")
     return (
-        f"One owner's single attribution job on SmolLM2-135M, {SINGLES} one after another: median "
-        f"{milliseconds(alone, 0.5)} (at most {milliseconds(alone, 1)}) on the idle service, "
-        f"{milliseconds(beside, 0.5)} (at most {milliseconds(beside, 1)}) while {BACKLOG:,} jobs of another owner "
-        f"wait: {statistics.median(beside) / statistics.median(alone):.1f}×."
+        f"One owner's single attribution job on SmolLM2-135M, {SINGLES} one after another. A job of one full chunk of "
+        f"forwards, alone, takes {1000 * chunk:.0f} ms (median of 5).\n\n"
+        + table(head, [("none", milliseconds(alone, 0.5), milliseconds(alone, 1), "0"), *lines])
     )
 
 

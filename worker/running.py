@@ -28,6 +28,7 @@ class RunningJob:
             cancelled=self._should_stop,
             on_progress=self._note_progress,
             alone=claim.alone,
+            background=claim.job.priority == "batch",
         )
         self._stop: Stop | None = None
         self._lost = False

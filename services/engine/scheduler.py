@@ -1,9 +1,10 @@
 """Whose rows run next: owners take turns, each one's jobs too, and rows that can share a batch do, whoever asked.
 
 1. The owner at the head of the line leads with the first of its jobs, whose next rows decide what kind of batch it
-   will be (model, length, depth).
+   will be (model, length, depth). No two batches in turn are led by jobs in the background while others wait.
 2. Every owner with rows of that kind gets an equal part of the batch, and each of its jobs an equal part of that; the
-   leader gets at least one row, and what a job does not use goes to the others in turn.
+   leader gets at least one row, and what a job does not use goes to the others in turn. Jobs in the background get no
+   part of a batch whose leader is not one of them, which makes it short.
 3. The leader goes to the end of its owner's line, the owner to the end of the line of owners.
 
 So a job of one row behind a sweep of ten thousand, or behind a hundred sweeps of one owner, starts with the next batch,
@@ -47,6 +48,7 @@ class Scheduler:
     def __init__(self) -> None:
         self._line: OrderedDict[JobTicket, OrderedDict[Hashable, deque[Task]]] = OrderedDict()
         self._owners: OrderedDict[str, None] = OrderedDict()
+        self._background_led = False
 
     def __len__(self) -> int:
         return sum(len(tasks) for kinds in self._line.values() for tasks in kinds.values())
@@ -79,7 +81,7 @@ class Scheduler:
         kinds = self._line[leader]
         kind = min(kinds, key=lambda kind: kinds[kind][0].order)
         others = (ticket for ticket, kinds in self._line.items() if kind in kinds and ticket is not leader)
-        members = [leader, *others]
+        members = [leader, *(ticket for ticket in others if leader.background or not ticket.background)]
         limit = limit if kinds[kind][0].lane.row.gradients is None else gradients
         jobs_of = Counter(ticket.owner for ticket in members)
         batch: list[Task] = []
@@ -93,10 +95,12 @@ class Scheduler:
         return batch
 
     def _leader(self) -> JobTicket:
-        owner = next(iter(self._owners))
-        return next(ticket for ticket in self._line if ticket.owner == owner)
+        in_turn = [ticket for owner in self._owners for ticket in self._line if ticket.owner == owner]
+        foreground = (ticket for ticket in in_turn if self._background_led and not ticket.background)
+        return next(foreground, in_turn[0])
 
     def _end_turn(self, leader: JobTicket) -> None:
+        self._background_led = leader.background
         self._line.move_to_end(leader)
         self._owners.move_to_end(leader.owner)
 

@@ -18,7 +18,8 @@ class JobTicket:
 
     `owner` keeps one tenant's base runs out of another's sight. `cancelled` is polled before every batch. `on_progress`
     gets rows done and rows planned so far, on the engine's thread: it must return at once. `alone` keeps the job's rows
-    out of batches with other jobs': a worker died over it before.
+    out of batches with other jobs': a worker died over it before. `background` keeps its rows from filling up a batch
+    that a job in the foreground leads.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class JobTicket:
         cancelled: Callable[[], bool] = lambda: False,
         on_progress: Callable[[int, int], None] = _ignore,
         alone: bool = False,
+        background: bool = False,
     ) -> None:
         self.alone = alone
+        self.background = background
         self.entered = False
         """Whether it has been in the engine."""
         self.by_itself = False

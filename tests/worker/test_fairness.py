@@ -2,6 +2,7 @@
 the engine's scheduler together, without a clock.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -55,17 +56,20 @@ class Worker:
                 return
             rows = 1 if claim.job.owner == "bob" else ROWS[claim.size]
             self.running[claim.job.id] = Running(claim, stack, rows)
-            ticket = JobTicket(claim.job.id, claim.job.owner)
+            ticket = JobTicket(claim.job.id, claim.job.owner, background=claim.job.priority == "batch")
             self.scheduler.add(self._task(ticket, kind=claim.job.label or "", order=order) for order in range(rows))
 
-    def run_chunk(self) -> None:
-        for task in self.scheduler.next_batch(BATCH_TOKENS):
+    def run_chunk(self) -> Counter[str]:
+        """How many rows of each owner ran."""
+        chunk = self.scheduler.next_batch(BATCH_TOKENS)
+        for task in chunk:
             running = self.running[task.ticket.id]
             running.left -= 1
             if not running.left:
                 assert self.bench.store.finish(running.claim, DONE)
                 running.stack.close()
                 del self.running[task.ticket.id]
+        return Counter(task.ticket.owner for task in chunk)
 
     def _claim(self, sizes: Sequence[Size], without: Mapping[Size, Collection[str]]) -> Claim | None:
         return self.bench.store.claim("default", "w1", sizes, without)
@@ -95,10 +99,11 @@ def test_a_backlog_of_500_jobs_delays_anothers_single_job_by_one_chunk_at_most(
         worker.run_chunk()
     worker.fill_slots()
     single = worker.bench.submit("bob", size, priority=priority, label=kind)
-    chunks = 0
+    chunks: list[Counter[str]] = []
     while not worker.bench.record(single).status.terminal:
         worker.fill_slots()
-        worker.run_chunk()
-        chunks += 1
-    assert chunks <= 2
+        chunks.append(worker.run_chunk())
+    assert len(chunks) <= 2
+    if priority == "interactive":
+        assert chunks[-1] == {"bob": 1}, "its own chunk is as short as on an idle worker"
     assert worker.bench.store.depth("default") > BACKLOG // 2

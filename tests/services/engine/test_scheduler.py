@@ -52,6 +52,23 @@ def test_a_small_job_of_another_kind_waits_for_one_batch_at_most(model: LoadedMo
     assert [counts(scheduler.next_batch(100)) for _ in range(3)] == [{"sweep": 10}, {"small": 1}, {"sweep": 10}]
 
 
+def test_jobs_in_the_background_do_not_fill_up_the_batch_of_another(model: LoadedModel) -> None:
+    scheduler, small = Scheduler(), JobTicket("small", "b")
+    sweeps = [JobTicket(name, "a", background=True) for name in ("one", "other")]
+    scheduler.add(task(model, sweep, order) for sweep in sweeps for order in range(20))
+    assert counts(scheduler.next_batch(100)) == {"one": 5, "other": 5}
+    scheduler.add([task(model, small, 0), task(model, small, 1)])
+    assert counts(scheduler.next_batch(100)) == {"small": 2}
+    assert counts(scheduler.next_batch(100)) == {"one": 5, "other": 5}
+
+
+def test_where_the_background_leads_the_others_ride_along(model: LoadedModel) -> None:
+    scheduler, small, sweep = Scheduler(), JobTicket("small", "b"), JobTicket("sweep", "a", background=True)
+    scheduler.add(task(model, sweep, order) for order in range(20))
+    scheduler.add([task(model, small, 0)])
+    assert counts(scheduler.next_batch(100)) == {"sweep": 9, "small": 1}
+
+
 def test_two_sweeps_share_every_batch_equally(model: LoadedModel) -> None:
     scheduler, one, other = Scheduler(), JobTicket("one", "a"), JobTicket("other", "b")
     scheduler.add(task(model, one, order) for order in range(20))
