@@ -13,7 +13,6 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,18 +22,16 @@ from pydantic import TypeAdapter
 from transformer_lens.tools.analysis.attribution_patching import Node, attribution_patch
 
 from benchmarks.engine import LATER, MODEL, NAMES
+from benchmarks.laboratory import Laboratory
 from benchmarks.report import circumstances, table, write_section
 from benchmarks.scaling import PeakMemory
-from services.catalogue.catalogue import Catalogue, model_folder, open_catalogue
 from services.catalogue.resolve import Limits, resolve
 from services.contracts.attribution import AttributionSpec
 from services.contracts.attribution_patching import AttributionPatching
 from services.contracts.inputs import TokenizedPair
-from services.engine.engine import Engine, EngineLimits
-from services.engine.ticket import JobTicket
 from services.methods import attribution_patching
 from services.methods.context import MethodContext
-from services.models.load import LoadedModel, load_model
+from services.models.load import LoadedModel
 
 PROMPT = "When {0} and {1} went to {2}, {3} gave the bag to"
 LONG = 64
@@ -46,17 +43,16 @@ Effects = dict[str, Float64[np.ndarray, "layer ..."]]
 
 
 class Bench:
-    def __init__(self, model: LoadedModel, catalogue: Catalogue, threads: int) -> None:
-        self.model, self.catalogue = model, catalogue
-        self.engine = Engine(EngineLimits(threads=threads))
-        self._owners = iter(range(1_000_000))
+    def __init__(self, laboratory: Laboratory) -> None:
+        self.model, self.catalogue, self.engine = laboratory.model, laboratory.catalogue, laboratory.engine
+        self._laboratory = laboratory
 
     def context(self, spec: AttributionSpec) -> MethodContext:
         """A job of a new owner: nothing is known beforehand."""
         return MethodContext(
             model=self.model,
             engine=self.engine,
-            ticket=JobTicket("bench", owner=str(next(self._owners))),
+            ticket=self._laboratory.ticket(),
             inputs=resolve(spec, self.catalogue, Limits()).inputs,
             tokenizer=self.catalogue.tokenizer(MODEL),
         )
@@ -192,16 +188,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    home = Path(os.environ.get("LENSD_HOME", ".lensd")).resolve()
-    catalogue = open_catalogue(home)
-    model = load_model(
-        model_folder(home, MODEL), catalogue.model(MODEL), device=torch.device("cpu"), dtype=torch.float32
-    )
-    bench = Bench(model, catalogue, given.threads)
+    bench = Bench(Laboratory(MODEL, given.threads))
     before = os.getloadavg()[0]
     with bench.engine:
-        bench.engine.warm_up(model)
+        bench.engine.warm_up(bench.model)
         body = measured(bench, given.repeats)
     load = (before, os.getloadavg()[0])
     command = f"python -m benchmarks.attribution --threads {given.threads} --repeats {given.repeats}"

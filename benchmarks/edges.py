@@ -12,7 +12,6 @@ import json
 import os
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,19 +19,16 @@ from pydantic import TypeAdapter
 
 from benchmarks.attribution import ioi_pairs
 from benchmarks.engine import MODEL
+from benchmarks.laboratory import Laboratory
 from benchmarks.report import circumstances, table, write_section
 from benchmarks.scaling import PeakMemory
-from services.catalogue.catalogue import Catalogue, model_folder, open_catalogue
 from services.catalogue.resolve import Limits, resolve
 from services.contracts.attribution import AttributionResult
 from services.contracts.edge_attribution_patching import EdgeAttributionOutcome
 from services.contracts.inputs import TokenizedPair
 from services.contracts.job import JobSpec
-from services.engine.engine import Engine, EngineLimits
-from services.engine.ticket import JobTicket
 from services.methods.context import MethodContext
 from services.methods.registry import run_method
-from services.models.load import LoadedModel, load_model
 
 SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
 FORWARDS = 20
@@ -44,16 +40,15 @@ def body(variant: str) -> dict[str, Any]:
 
 
 class Bench:
-    def __init__(self, catalogue: Catalogue, model: LoadedModel, threads: int) -> None:
-        self.catalogue, self.model = catalogue, model
-        self.engine = Engine(EngineLimits(threads=threads))
-        self._owners = iter(range(1_000_000))
+    def __init__(self, laboratory: Laboratory) -> None:
+        self.model, self.catalogue, self.engine = laboratory.model, laboratory.catalogue, laboratory.engine
+        self._laboratory = laboratory
 
     def job(self, variant: str) -> tuple[float, EdgeAttributionOutcome]:
         """Seconds from a read job to its result, with nothing known beforehand, and the result."""
         spec = SPEC.validate_json(json.dumps(body(variant)))
         inputs = resolve(spec, self.catalogue, Limits()).inputs
-        ticket = JobTicket("bench", owner=str(next(self._owners)))
+        ticket = self._laboratory.ticket()
         started = time.perf_counter()
         context = MethodContext(self.model, self.engine, ticket, inputs, self.catalogue.tokenizer(MODEL))
         result = run_method(spec, context)
@@ -103,15 +98,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    home = Path(os.environ.get("LENSD_HOME", ".lensd")).resolve()
-    catalogue = open_catalogue(home)
-    facts = catalogue.model(MODEL)
-    model = load_model(model_folder(home, MODEL), facts, device=torch.device("cpu"), dtype=torch.float32)
-    bench = Bench(catalogue, model, given.threads)
+    bench = Bench(Laboratory(MODEL, given.threads))
     before = os.getloadavg()[0]
     with bench.engine:
-        bench.engine.warm_up(model)
+        bench.engine.warm_up(bench.model)
         lines = [measured(bench, variant, given.repeats) for variant in ("eap_ig_inputs", "eap")]
     command = f"python -m benchmarks.edges --threads {given.threads} --repeats {given.repeats}"
     where = circumstances(command, given.threads, (before, os.getloadavg()[0]))

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,15 +21,11 @@ import torch
 from torch import Tensor
 from transformer_lens import patching
 
+from benchmarks.laboratory import Laboratory
 from benchmarks.report import circumstances, table, write_section
-from services.catalogue.catalogue import model_folder, open_catalogue
-from services.catalogue.tokenizer import Tokenizer
 from services.contracts.site import SiteName
-from services.engine.engine import Engine, EngineLimits
 from services.engine.readout import TokenLogits
 from services.engine.row import FromRun, Intervention, Row, Site
-from services.engine.ticket import JobTicket
-from services.models.load import LoadedModel, load_model
 
 MODEL = "smollm2-135m"
 IOI = "{first} John and Mary went to the shops, {subject} gave the bag to"
@@ -71,11 +66,11 @@ class Sweep:
 
 
 class Bench:
-    def __init__(self, model: LoadedModel, tokenizer: Tokenizer, threads: int, repeats: int) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, laboratory: Laboratory, repeats: int) -> None:
+        self.model, self.engine = laboratory.model, laboratory.engine
+        self.tokenizer = laboratory.catalogue.tokenizer(MODEL)
         self.repeats = repeats
-        self.engine = Engine(EngineLimits(threads=threads))
-        self._owners = iter(range(1_000_000))
+        self._laboratory = laboratory
 
     def pair(self, clean: str, corrupted: str, answer: str = " Mary", foil: str = " John") -> Pair:
         read = [self.tokenizer.read_text(text, bos=False).ids for text in (clean, corrupted)]
@@ -84,7 +79,7 @@ class Bench:
 
     def rows(self, rows: Sequence[Row]) -> tuple[float, Tensor]:
         """Seconds for `rows` with nothing known beforehand, and the metric of each."""
-        ticket = JobTicket("bench", owner=str(next(self._owners)))
+        ticket = self._laboratory.ticket()
         started = time.perf_counter()
         outcomes = self.engine.run(self.model, rows, job=ticket)
         seconds = time.perf_counter() - started
@@ -187,16 +182,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    home = Path(os.environ.get("LENSD_HOME", ".lensd")).resolve()
-    catalogue = open_catalogue(home)
-    model = load_model(
-        model_folder(home, MODEL), catalogue.model(MODEL), device=torch.device("cpu"), dtype=torch.float32
-    )
-    bench = Bench(model, catalogue.tokenizer(MODEL), given.threads, given.repeats)
+    bench = Bench(Laboratory(MODEL, given.threads), given.repeats)
     before = os.getloadavg()[0]
     with bench.engine:
-        bench.engine.warm_up(model)
+        bench.engine.warm_up(bench.model)
         body = measured(bench)
     after = os.getloadavg()[0]
     where = circumstances(

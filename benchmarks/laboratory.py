@@ -42,12 +42,16 @@ class Laboratory:
         context = MethodContext(
             model=self.model,
             engine=self.engine,
-            ticket=JobTicket("job", owner=owner or str(next(self._owners))),
+            ticket=self.ticket(owner),
             inputs=resolve(spec, self.catalogue, Limits()).inputs,
             tokenizer=self.catalogue.tokenizer(spec.model),
             sae=self._sae(sae_id) if sae_id else None,
         )
         return run_method(spec, context)
+
+    def ticket(self, owner: str | None = None) -> JobTicket:
+        """A job's standing with the engine; of a new owner, unless one is named."""
+        return JobTicket("job", owner=owner or str(next(self._owners)))
 
     def _sae(self, sae_id: str) -> SaeInUse:
         """Loaded once."""
