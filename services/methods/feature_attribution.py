@@ -37,7 +37,7 @@ from services.contracts.tensor import InlineTensor, Statistic
 from services.engine.row import Capture, Gradients, Row
 from services.methods.attribution_check import chosen
 from services.methods.context import MethodContext, SaeInUse
-from services.methods.feature_cells import cells_of, compared_cells
+from services.methods.feature_cells import cells_of, compared_by_position
 from services.methods.feature_check import compared
 from services.methods.feature_choice import warn_of_left_out
 from services.methods.feature_estimates import Estimated, EstimatedFeature, estimated, look, ranked
@@ -144,7 +144,11 @@ def _checked(
     check = compared(top, sampled, exact[:, len(PARTS) : len(whole)])
     if not method.by_position:
         return exact, check, None
-    return exact, check, compared_cells(top_cells, sampled_cells, exact[:, len(whole) :], _positions(method, found))
+    return (
+        exact,
+        check,
+        compared_by_position(top_cells, sampled_cells, exact[:, len(whole) :], _positions(method, found)),
+    )
 
 
 def _positions(method: FeatureAttribution, found: Sequence[Estimated]) -> tuple[SweptPosition, ...]:

@@ -45,7 +45,7 @@ def cells_of(found: Sequence[Estimated], indices: Tensor) -> Iterator[EstimatedC
         yield EstimatedCell(nodes[node], place, finite(float(estimates.mean[node, place]), "an estimated effect"))
 
 
-def compared_cells(
+def compared_by_position(
     top: Sequence[EstimatedCell],
     sampled: Sequence[EstimatedCell],
     exact: Float64[np.ndarray, "subject cell"],

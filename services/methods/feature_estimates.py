@@ -58,7 +58,7 @@ class Estimated:
     def changing(self, indices: Tensor) -> Bool[np.ndarray, "node position"]:
         """At which asked positions these features change, in their order, and then the error."""
         rows = [self.change.of_features(indices).T, self.change.error.any(dim=1)[None]]
-        return np.concatenate([self._placed(row != 0) for row in rows]) > 0
+        return np.concatenate([self._placed((row != 0).float()) for row in rows]) > 0
 
     @property
     def total(self) -> float:
