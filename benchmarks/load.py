@@ -2,9 +2,9 @@
 
     python -m benchmarks.load [--threads 2] [--rate 50]
 
-1. Open loop: requests at fixed times, for `GET` of a job that has ended, for submitting, and for submitting with
-   `Prefer: wait`. Latency counts from when a request was due. The jobs are small ones on the smallest model, so that
-   it is the service that is measured.
+1. Open loop: requests at fixed times, for `GET` of a job that has ended, for submitting, for submitting with
+   `Prefer: wait`, and for the cards of random features of every SAE, no two the same. Latency counts from when a
+   request was due. The jobs are small ones on the smallest model, so that it is the service that is measured.
 2. Closed loop: as many requests as one gateway process answers. The worker stands still while jobs are submitted.
 3. Ten waves of 1,000 clients that wait for one job, which is then cancelled: how much later than the job's end they
    know, what they cost in memory and in connections to the store.
@@ -17,6 +17,7 @@ import http.client
 import json
 import multiprocessing
 import os
+import random
 import statistics
 import tempfile
 import time
@@ -148,17 +149,30 @@ def answers(outcome: Outcome, *expected: int) -> Outcome:
     return outcome
 
 
+def random_cards(bench: Bench, count: int) -> list[Request]:
+    """Requests for so many features' cards, drawn without replacement from all SAEs' (seeded)."""
+    every = [
+        f"/v1/saes/{sae['id']}/features/{index}"
+        for sae in ask(bench.ada, "GET", "/v1/saes")["saes"]
+        for index in range(sae["features"])
+    ]
+    drawn = random.Random(0).sample(every, min(count, len(every)))  # noqa: S311 - a sample, no secret
+    return [Request("GET", path) for path in drawn]
+
+
 def at_a_rate(bench: Bench, rate: float) -> str:
     job = finished(bench.ada, USUAL)
     finished(bench.ada, SMALL)
+    cards = random_cards(bench, int(rate * SECONDS))
     work = (
-        ("`GET /v1/jobs/{id}`", Request("GET", f"/v1/jobs/{job}"), (200,)),
-        ("`POST /v1/jobs`", submission(SMALL), (202,)),
-        ("`POST /v1/jobs`, `Prefer: wait`", submission(SMALL, wait_s=30), (200,)),
+        ("`GET /v1/jobs/{id}`", [Request("GET", f"/v1/jobs/{job}")], (200,)),
+        ("`POST /v1/jobs`", [submission(SMALL)], (202,)),
+        ("`POST /v1/jobs`, `Prefer: wait`", [submission(SMALL, wait_s=30)], (200,)),
+        ("`GET /v1/saes/{id}/features/{index}`, random features (median: bar 10 ms)", cards, (200,)),
     )
     rows = []
-    for name, request, statuses in work:
-        outcome = answers(bench.load(open_loop, bench.ada, [request], rate, SECONDS), *statuses)
+    for name, requests, statuses in work:
+        outcome = answers(bench.load(open_loop, bench.ada, requests, rate, SECONDS), *statuses)
         median, late = (milliseconds(outcome.latencies, share) for share in (0.5, 0.99))
         rows.append((name, median, late, cost(outcome)))
         bench.settle()

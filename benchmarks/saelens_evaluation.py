@@ -2,8 +2,8 @@
 
     python -m benchmarks.saelens_evaluation [--threads 2] [--rows 16] [--tokens 64]
 
-The shipped SAE of layer 15 on rows of this repository's licence, each after BOS: the same tokens and the same model
-in memory, `sae_lens.evals` beside a `sae_evaluation` job. Writes its section of `benchmarks/GROUND_TRUTH.md`.
+The shipped SAEs on rows of this repository's licence, each after BOS: the same tokens and the same model in memory,
+`sae_lens.evals` beside a `sae_evaluation` job for each. Writes its section of `benchmarks/GROUND_TRUTH.md`.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from services.catalogue.catalogue import sae_folder
 from services.contracts.sae_evaluation import SaeEvaluationResult
 from services.contracts.tensor import InlineTensor
 
-MODEL, SAE_ID = "smollm2-135m", "smollm2-135m-l15-resid-post"
+MODEL = "smollm2-135m"
+SAES = ("smollm2-135m-l7-resid-post", "smollm2-135m-l15-resid-post", "smollm2-135m-l23-resid-post")
 TEXT = Path(__file__).resolve().parents[1] / "LICENSE"
 AGREEMENT = 1e-3
 """How far a figure may be from SAELens', in parts of it: float32 sums over tokens, vocabularies and features."""
@@ -86,35 +87,65 @@ def our_figures(result: SaeEvaluationResult, width: int) -> dict[str, float | No
     }
 
 
-def compared(laboratory: Laboratory, rows: int, length: int) -> str:
-    """The table of both sides' figures; raises where they disagree."""
-    facts = laboratory.catalogue.sae(SAE_ID)
+@dataclass(frozen=True)
+class Compared:
+    """One SAE: by SAELens' name, both sides' figures; the largest difference in how often a feature fires."""
+
+    ours: dict[str, float]
+    theirs: dict[str, float]
+    density_gap: float
+    tokens_over_norm: int
+
+    def difference(self, name: str) -> float:
+        """In parts of SAELens' figure."""
+        return abs(self.ours[name] - self.theirs[name]) / max(1e-2, abs(self.theirs[name]))
+
+
+def rows_of_text(laboratory: Laboratory, rows: int, length: int) -> list[list[int]]:
+    """Token ids, each row after BOS."""
     read = laboratory.catalogue.tokenizer(MODEL).read_text(TEXT.read_text(encoding="utf-8"), bos=True).ids
-    bos, body = read[0], read[1:]
-    step = length - 1
-    tokens = [[bos, *body[row * step : (row + 1) * step]] for row in range(rows)]
+    bos, body, step = read[0], read[1:], length - 1
+    return [[bos, *body[row * step : (row + 1) * step]] for row in range(rows)]
+
+
+def compared(laboratory: Laboratory, sae_id: str, tokens: Sequence[Sequence[int]]) -> Compared:
+    """Both sides' figures of one SAE; raises where they disagree."""
     prompts = [{"type": "tokens", "tokens": row} for row in tokens]
     result = laboratory.run(
-        {"kind": "sae_evaluation", "sae": SAE_ID, "prompts": prompts, "norm_filter": "off", "densities": True}
+        {"kind": "sae_evaluation", "sae": sae_id, "prompts": prompts, "norm_filter": "off", "densities": True}
     )
     assert isinstance(result, SaeEvaluationResult)
-    theirs, densities = saelens_figures(laboratory.model.bridge, sae_folder(laboratory.home, SAE_ID), tokens)
-    lines = []
-    for name, ours in our_figures(result, facts.d_model).items():
-        assert ours is not None
-        if abs(ours - theirs[name]) > AGREEMENT * max(1e-2, abs(theirs[name])):
-            raise RuntimeError(f"{name} is {ours}, SAELens finds {theirs[name]}")
-        lines.append((f"`{name}`", f"{ours:.6g}", f"{theirs[name]:.6g}", f"{abs(ours - theirs[name]):.1e}"))
     assert result.without_norm_filter is not None
     own = result.without_norm_filter.densities
     assert isinstance(own, InlineTensor)
+    theirs, densities = saelens_figures(laboratory.model.bridge, sae_folder(laboratory.home, sae_id), tokens)
+    width = laboratory.catalogue.sae(sae_id).d_model
+    ours = {name: value for name, value in our_figures(result, width).items() if value is not None}
     gap = float(np.abs(own.array() - np.array(densities)).max())
-    head = ("SAELens' name", "lensd", "SAELens", "difference")
+    found = Compared(ours, {name: theirs[name] for name in ours}, gap, result.tokens_over_norm)
+    for name, value in ours.items():
+        if found.difference(name) > AGREEMENT:
+            raise RuntimeError(f"{sae_id}: {name} is {value}, SAELens finds {theirs[name]}")
+    return found
+
+
+def section(found: dict[str, Compared], rows: int, length: int) -> str:
+    """The table of all SAEs."""
+    first, *_ = found.values()
+    head = ["SAELens' name"]
+    for sae_id in found:
+        head += [f"`{sae_id}`", "by SAELens"]
+    head.append("largest difference, in parts of the figure")
+    lines = []
+    for name in first.ours:
+        figures = [f"{value:.6g}" for one in found.values() for value in (one.ours[name], one.theirs[name])]
+        lines.append((f"`{name}`", *figures, f"{max(one.difference(name) for one in found.values()):.1e}"))
+    over = ", ".join(str(one.tokens_over_norm) for one in found.values())
     return (
-        f"`{SAE_ID}` on {rows} × {length} tokens of this repository's licence, BOS first, without the norm filter, as "
-        f"SAELens has none: the {result.tokens_over_norm} tokens over the SAE's norm threshold are replaced like all "
-        f"others, and the losses with the SAE are high for it.\n\n{table(head, lines)}\n\n"
-        f"How often each of the {facts.features} features fires differs by at most {gap:.1e}."
+        f"The shipped SAEs on {rows} × {length} tokens of this repository's licence, BOS first, without the norm "
+        f"filter, as SAELens has none: the tokens over each SAE's norm threshold ({over}) are replaced like all "
+        f"others, and count in every figure.\n\n{table(tuple(head), lines)}\n\n"
+        f"How often each feature fires differs by at most {max(one.density_gap for one in found.values()):.1e}."
     )
 
 
@@ -127,14 +158,17 @@ def main() -> None:
     before = os.getloadavg()[0]
     laboratory = Laboratory(MODEL, given.threads)
     with laboratory.engine:
-        body = compared(laboratory, given.rows, given.tokens)
+        tokens = rows_of_text(laboratory, given.rows, given.tokens)
+        found = {sae_id: compared(laboratory, sae_id, tokens) for sae_id in SAES}
     where = circumstances(
         f"python -m benchmarks.saelens_evaluation --threads {given.threads} --rows {given.rows} "
         f"--tokens {given.tokens}",
         given.threads,
         (before, os.getloadavg()[0]),
     )
-    write_section("SAE evaluation against SAELens", f"{body}\n\n{where}", GROUND_TRUTH)
+    write_section(
+        "SAE evaluation against SAELens", f"{section(found, given.rows, given.tokens)}\n\n{where}", GROUND_TRUTH
+    )
 
 
 if __name__ == "__main__":

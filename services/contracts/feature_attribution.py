@@ -47,9 +47,13 @@ class FeatureAttribution(AttributionMethodBase):
         tuple[SweptPosition, ...] | None,
         Field(min_length=1, max_length=4_096, description="Where features change; null is everywhere."),
     ] = None
-    by_position: Annotated[bool, Field(description="Also the top features' and the error's effects by position.")] = (
-        False
-    )
+    by_position: Annotated[
+        bool,
+        Field(
+            description="Also the top features' and the error's effects by position; `check` then counts so many cells "
+            "of these too, each patched at its position alone."
+        ),
+    ] = False
     check: ExactCheck = ExactCheck()
 
     def takes_pairs(self) -> bool:
@@ -135,11 +139,38 @@ class FeatureCheck(Contract):
     cells: tuple[CheckedFeature, ...]
 
 
+class CheckedCell(Contract):
+    """One feature, or the error, patched exactly at one position alone; means over the inputs."""
+
+    index: Annotated[int | None, Field(description="The feature's; null is the error ε.")]
+    position: Annotated[int | str, Field(description="One of the outcome's `positions`.")]
+    chosen: Literal["top", "sampled"]
+    estimated: float
+    exact: float
+
+
+class PositionCheck(Contract):
+    """The estimates by position, of the top features and of the error, against exact patching of the largest cells and
+    a seeded sample of the others that change."""
+
+    rank_correlation: Annotated[float | None, Field(description="Spearman's; null where it is not defined.")]
+    largest_error: Annotated[float, Field(description="max |estimated − exact|, in the metric's units.")]
+    false_negatives: Annotated[
+        int,
+        Field(
+            description="Sampled cells whose exact effect is larger in magnitude than the smallest among the top, and "
+            "than a thousandth of the largest that was found."
+        ),
+    ]
+    cells: tuple[CheckedCell, ...]
+
+
 class FeatureAttributionOutcome(Contract):
     """`features` are those of largest |mean effect|, largest first. `error` is ε's effect, `total` that of all features
     and ε together: its exact value replaces the whole site by the source's, and its gap is what the estimate misses.
 
-    `by_position` [feature, position] has the top features, `error_by_position` the error; `positions` label them.
+    `by_position` [feature, position] has the top features, `error_by_position` the error; `positions` label them, and
+    `check_by_position` has some of their cells patched exactly.
     """
 
     type: Literal["feature_attribution"] = "feature_attribution"
@@ -157,5 +188,6 @@ class FeatureAttributionOutcome(Contract):
     positions: tuple[int | str, ...] | None = None
     by_position: Estimate | None = None
     error_by_position: Estimate | None = None
+    check_by_position: PositionCheck | None = None
     runs: tuple[FeatureRun, ...]
     check: FeatureCheck

@@ -5,7 +5,8 @@ arXiv:2403.19647).
    `feature_site` for what changes there;
 2. effect of feature i ≈ Σ over positions of Δf_i (d_i · g), of the error Δε · g; g is ∂m/∂x at the base run, or
    (integrated gradients) its mean at x_base + α Δx, features and error moving together;
-3. patch the whole site, the error, the top features and a sample of the others exactly, and state the differences.
+3. patch the whole site, the error, the top features and a sample of the others exactly, and state the differences; by
+   position also some features and errors at one position each.
 
 Effects are m(patched) − m(base) in the metric's units.
 """
@@ -27,13 +28,16 @@ from services.contracts.feature_attribution import (
     FeatureAttributionOutcome,
     FeatureCheck,
     FeatureRun,
+    PositionCheck,
 )
 from services.contracts.inputs import TokenizedExample, TokenizedPair
 from services.contracts.quadrature import nodes_of
+from services.contracts.sweep import SweptPosition
 from services.contracts.tensor import InlineTensor, Statistic
 from services.engine.row import Capture, Gradients, Row
 from services.methods.attribution_check import chosen
 from services.methods.context import MethodContext, SaeInUse
+from services.methods.feature_cells import cells_of, compared_by_position
 from services.methods.feature_check import compared
 from services.methods.feature_choice import warn_of_left_out
 from services.methods.feature_estimates import Estimated, EstimatedFeature, estimated, look, ranked
@@ -43,7 +47,7 @@ from services.methods.grouping import together
 from services.methods.metric import finite, measure
 from services.methods.statistics import RunningMean, estimate, scalar_estimate
 
-VERSION = "1"
+VERSION = "2"
 
 TOKENS_AT_ONCE = 512
 STEP_TOKENS_AT_ONCE = 16_384
@@ -63,12 +67,10 @@ def run(method: FeatureAttribution, spec: AttributionSpec, context: MethodContex
     for group in together(subjects, lambda subject: len(subject.base.ids), TOKENS_AT_ONCE):
         found += _attributed(group, method, context, context.sae)
     features = ranked(found, context.sae)
-    top, sampled = chosen(features, method.check)
-    parts = (*PARTS, *(feature.index for feature in (*top, *sampled)))
-    exact = exact_effects([(one.subject, one.change) for one in found], parts, context.sae, context)
     for feature in features[: method.top_k]:
         finite(feature.estimated, "an estimated effect")
     warn_of_left_out(found, context)
+    exact, check, by_position = _checked(method, found, features, context.sae, context)
     return AttributionResult(
         attribution=_outcome(
             method,
@@ -76,7 +78,8 @@ def run(method: FeatureAttribution, spec: AttributionSpec, context: MethodContex
             found,
             features=features,
             exact=exact,
-            check=compared(top, sampled, exact[:, len(PARTS) :]),
+            check=check,
+            check_by_position=by_position,
             in_use=context.sae,
         ),
         warnings=tuple(context.warnings),
@@ -124,6 +127,38 @@ def _step(subject: Subject, change: Change, alpha: float) -> Row:
     return Row(subject.base.ids, change.add(alpha * change.whole), readout=readout, gradients=gradients)
 
 
+def _checked(
+    method: FeatureAttribution,
+    found: Sequence[Estimated],
+    features: Sequence[EstimatedFeature],
+    in_use: SaeInUse,
+    context: MethodContext,
+) -> tuple[Float64[np.ndarray, "subject part"], FeatureCheck, PositionCheck | None]:
+    """The exact effects of `PARTS`, and the checks of the features' estimates and of those by position."""
+    top, sampled = chosen(features, method.check)
+    cells = list(cells_of(found, _reported_features(method, features))) if method.by_position else []
+    top_cells, sampled_cells = chosen(cells, method.check)
+    whole: list[Part] = [*PARTS, *(feature.index for feature in (*top, *sampled))]
+    placed = [cell.part for cell in (*top_cells, *sampled_cells)]
+    exact = exact_effects([(one.subject, one.change) for one in found], [*whole, *placed], in_use, context)
+    check = compared(top, sampled, exact[:, len(PARTS) : len(whole)])
+    if not method.by_position:
+        return exact, check, None
+    return (
+        exact,
+        check,
+        compared_by_position(top_cells, sampled_cells, exact[:, len(whole) :], _positions(method, found)),
+    )
+
+
+def _positions(method: FeatureAttribution, found: Sequence[Estimated]) -> tuple[SweptPosition, ...]:
+    return method.positions or found[0].subject.asked
+
+
+def _reported_features(method: FeatureAttribution, features: Sequence[EstimatedFeature]) -> Tensor:
+    return torch.tensor([feature.index for feature in features[: method.top_k]], dtype=torch.long)
+
+
 def _outcome(
     method: FeatureAttribution,
     spec: AttributionSpec,
@@ -132,9 +167,10 @@ def _outcome(
     features: Sequence[EstimatedFeature],
     exact: Float64[np.ndarray, "subject patch"],
     check: FeatureCheck,
+    check_by_position: PositionCheck | None,
     in_use: SaeInUse,
 ) -> FeatureAttributionOutcome:
-    indices = torch.tensor([feature.index for feature in features[: method.top_k]], dtype=torch.long)
+    indices = _reported_features(method, features)
     own = np.stack([one.of_features(indices).sum(axis=1) for one in found])
     integrated = method.estimate == "integrated_gradients"
     by_position, error_by_position = _by_position(found, indices) if method.by_position else (None, None)
@@ -153,9 +189,10 @@ def _outcome(
         changed=len(features),
         error=_compared([float(one.of_error().sum()) for one in found], exact[:, 1]),
         total=_compared([one.total for one in found], exact[:, 0]),
-        positions=(method.positions or found[0].subject.asked) if method.by_position else None,
+        positions=_positions(method, found) if method.by_position else None,
         by_position=by_position,
         error_by_position=error_by_position,
+        check_by_position=check_by_position,
         runs=tuple(
             _reported(one, float(replaced), values if spec.per_example else None)
             for one, replaced, values in zip(found, exact[:, 0], own, strict=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from services.engine.row import Gradients, Row
@@ -54,6 +54,11 @@ class Estimated:
     def of_error(self) -> Float64[np.ndarray, " position"]:
         (found,) = self._placed(self.error[None])
         return np.asarray(found)
+
+    def changing(self, indices: Tensor) -> Bool[np.ndarray, "node position"]:
+        """At which asked positions these features change, in their order, and then the error."""
+        rows = [self.change.of_features(indices).T, self.change.error.any(dim=1)[None]]
+        return np.concatenate([self._placed((row != 0).float()) for row in rows]) > 0
 
     @property
     def total(self) -> float:

@@ -1,6 +1,7 @@
 """What parts of a change at an SAE's site do exactly: one run each, with that part added to the base run's activation.
 
-1. a part is one feature's Δf_i d_i, all features' Σ Δf_i d_i, the error's Δε, or both, which is Δx;
+1. a part is one feature's Δf_i d_i, all features' Σ Δf_i d_i, the error's Δε, or both, which is Δx; or one of these at
+   one of the asked positions alone;
 2. one row adds it at all of the change's positions, or (by position) one row at each;
 3. effect = m(changed) − m(base); where nothing changes it is zero, and nothing is run.
 """
@@ -23,8 +24,22 @@ ROWS_AT_ONCE = 8_192
 BYTES_AT_ONCE = 128 * 2**20
 """Rows are run together while what they add and their base runs take up to about this much."""
 
-Part = Literal["features", "error", "both"] | int
+WholePart = Literal["features", "error", "both"] | int
 """A feature is named by its index."""
+
+
+@dataclass(frozen=True)
+class PartAt:
+    """A part at the asked position of this number, and nothing at the others.
+
+    Its row begins where the whole part's does, wherever the position lies: what it costs is known before it is chosen.
+    """
+
+    part: WholePart
+    place: int
+
+
+Part = WholePart | PartAt
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,16 +83,20 @@ def _cells(
     changes: Sequence[tuple[Subject, Change]], parts: Sequence[Part], in_use: SaeInUse, *, by_position: bool
 ) -> Iterator[_Cell]:
     for number, (subject, change) in enumerate(changes):
-        for place, value in enumerate(_added(change, parts, in_use)):
+        for place, value in enumerate(_added(subject, change, parts, in_use)):
             for at, interventions in _changes(subject, change, value, by_position=by_position):
                 yield _Cell(number, (place, *at), _row(subject, interventions), value.nbytes)
 
 
-def _added(change: Change, parts: Sequence[Part], in_use: SaeInUse) -> Iterator[Activation]:
+def _added(subject: Subject, change: Change, parts: Sequence[Part], in_use: SaeInUse) -> Iterator[Activation]:
     """By part, what is added at the change's positions."""
     W_dec = in_use.sae.W_dec.cpu()
     for part in parts:
         match part:
+            case PartAt(part=whole, place=place):
+                (value,) = _added(subject, change, (whole,), in_use)
+                here = torch.tensor([position == subject.asked[place] for position in change.positions])
+                yield value * here[:, None]
             case "features":
                 yield change.whole - change.error
             case "error":

@@ -1,7 +1,10 @@
 """What feature attribution costs: the base run and the source run, the ways back, and the exact check.
 
-How many features change is known only afterwards: the check counts as many as were asked for.
+How many features change, and where, is known only afterwards: the check counts as many as were asked for. By position
+it patches as many cells again, of the reported features and of the error; their rows begin where whole features' do.
 """
+
+from collections.abc import Iterable, Sequence
 
 from services.catalogue.costs.cost import FLOAT_BYTES, GRADIENT_PASSES, Cost
 from services.catalogue.costs.rows import PlannedRow, Touch, work
@@ -14,7 +17,7 @@ from services.contracts.sae import SaeFacts
 from services.contracts.sweep import index_of
 
 FEATURE_BYTES = 160
-"""One attributed or checked feature, as JSON."""
+"""One attributed feature, or one checked feature or cell, as JSON."""
 
 
 def feature_attribution_cost(
@@ -22,6 +25,9 @@ def feature_attribution_cost(
 ) -> Cost:
     checked = min(method.check.top_k + method.check.sampled, sae.features)
     items: tuple[TokenizedPair | TokenizedExample, ...] = (*inputs.pairs, *inputs.examples)
+    if method.by_position:
+        cells = (min(method.top_k, sae.features) + 1) * len(_places(method, items))
+        checked += min(method.check.top_k + method.check.sampled, cells)
     passes = 1 if isinstance(spec.metric, KlDivergence) else 0  # the clean run once more, for what it predicts
     first_order = method.estimate == "gradient_x_activation"
     passes += GRADIENT_PASSES if first_order else 1
@@ -45,11 +51,23 @@ def feature_attribution_cost(
 
 def _first(method: FeatureAttribution, item: TokenizedPair | TokenizedExample) -> int | None:
     """The first position that changes; None where nothing does."""
-    if isinstance(item, TokenizedExample):
-        length = len(item.prompt.ids)
-        return min((int(position) % length for position in method.positions or ()), default=0)
-    if not item.differing:
-        return None
-    first = min(item.differing)
-    chosen = range(len(item.clean.ids)) if method.positions is None else [index_of(at, item) for at in method.positions]
-    return min((at for at in chosen if at >= first), default=None)
+    return min(_changing(method, item).values(), default=None)
+
+
+def _changing(method: FeatureAttribution, item: TokenizedPair | TokenizedExample) -> dict[int, int]:
+    """The positions that can change, by their number among the asked ones."""
+    length = len(item.prompt.ids if isinstance(item, TokenizedExample) else item.clean.ids)
+    asked: Sequence[int]
+    if method.positions is None:
+        asked = range(length)
+    elif isinstance(item, TokenizedExample):
+        asked = [int(at) % length for at in method.positions]
+    else:
+        asked = [index_of(at, item) for at in method.positions]
+    first = 0 if isinstance(item, TokenizedExample) else min(item.differing, default=length)
+    return {place: at for place, at in enumerate(asked) if at >= first}
+
+
+def _places(method: FeatureAttribution, items: Iterable[TokenizedPair | TokenizedExample]) -> set[int]:
+    """Of the asked positions, those that can change in some input."""
+    return {place for item in items for place in _changing(method, item)}

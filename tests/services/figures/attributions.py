@@ -20,11 +20,13 @@ from services.contracts.direct_logit_terms import DirectLogitTerms
 from services.contracts.edge_attribution_patching import EdgeAttributionOutcome, EdgeCounts, EdgePair, ScoredEdge
 from services.contracts.feature_attribution import (
     AttributedFeature,
+    CheckedCell,
     CheckedEffect,
     CheckedFeature,
     FeatureAttributionOutcome,
     FeatureCheck,
     FeatureRun,
+    PositionCheck,
 )
 from services.contracts.gradient_x_input import GradientXInputOutcome, InputAttributions
 from services.contracts.integrated_gradients import IntegratedExample, IntegratedGradientsOutcome
@@ -152,8 +154,8 @@ def edges(count: int = 1, *, scores: bool = True) -> AttributionResult:
     return AttributionResult(attribution=outcome, **about("edge_attribution_patching"))
 
 
-def feature_attribution() -> AttributionResult:
-    """Two features, the error, and one feature checked."""
+def feature_attribution(*, by_position: bool = False) -> AttributionResult:
+    """Two features, the error, and one feature checked; by position also two cells at the second token."""
     one = ScalarStatistic(mean=1.5, standard_error=None, count=1)
     compared = CheckedEffect(estimated=one, exact=one, gap=one)
     features = tuple(AttributedFeature(index=index, effect=one) for index in (7, 42))
@@ -167,6 +169,15 @@ def feature_attribution() -> AttributionResult:
         error=1.5,
         sum=4.5,
         exact=5.0,
+    )
+    placed = PositionCheck(
+        rank_correlation=1.0,
+        largest_error=0.25,
+        false_negatives=0,
+        cells=(
+            CheckedCell(index=7, position=1, chosen="top", estimated=1.5, exact=1.25),
+            CheckedCell(index=None, position=1, chosen="sampled", estimated=0.5, exact=0.5),
+        ),
     )
     outcome = FeatureAttributionOutcome(
         site=SiteName.RESID_POST,
@@ -182,5 +193,6 @@ def feature_attribution() -> AttributionResult:
         total=compared,
         runs=(ran,),
         check=FeatureCheck(rank_correlation=None, largest_error=0.5, false_negatives=0, cells=(cell,)),
+        check_by_position=placed if by_position else None,
     )
     return AttributionResult(attribution=outcome, **about("feature_attribution"))

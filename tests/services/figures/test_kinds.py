@@ -60,6 +60,7 @@ RESULTS: dict[str, JobResult] = {
     "sae evaluation": samples.sae_evaluation(),
     "sae evaluation without a filter": samples.sae_evaluation(filtered=False),
     "feature attribution": attributions.feature_attribution(),
+    "feature attribution by position": attributions.feature_attribution(by_position=True),
     "generation": generations.generation(),
     "generation without scores": generations.generation(scored=False),
     "generation without steering": generations.generation(strengths=()),
@@ -256,6 +257,14 @@ def test_the_edges_of_one_pair_are_ranked_by_its_own_scores() -> None:
     shown = texts(part(drawn(attributions.edges(2), example=1), "panel-0"))
     assert [text for text in shown if "->" in text][:2] == ["input->a1.h0<k>", "a0.h0->a1.h0<k>"]
     assert len([text for text in shown if "->" in text]) == 7
+
+
+def test_feature_attribution_by_position_shows_the_check_of_its_cells_beside_the_features_own() -> None:
+    placed = drawn(attributions.feature_attribution(by_position=True))
+    assert "the check: features patched exactly" in texts(part(placed, "panel-1"))
+    assert {"the check: one position each", "sampled"} <= set(texts(part(placed, "panel-2")))
+    assert "check: largest error 0.500, by position 0.250" in texts(placed)
+    assert "check: largest error 0.500" in texts(drawn(attributions.feature_attribution()))
 
 
 def test_attribution_patching_shows_every_site_and_its_own_check() -> None:

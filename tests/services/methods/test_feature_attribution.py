@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from services.catalogue.resolve import Limits, resolve
 from services.contracts.attribution import AttributionResult
@@ -84,6 +85,75 @@ def test_the_exact_check_is_a_plain_forward_with_the_activation_changed(
         assert outcome.total.exact.mean == pytest.approx(ran.source_metric - ran.metric, abs=1e-4)
 
 
+@pytest.mark.parametrize(("site", "layer", "method"), CASES)
+def test_estimates_by_position_are_checked_by_plain_forwards_changed_at_one_position(
+    laboratory: Laboratory, engine: Engine, site: str, layer: int, method: dict[str, Any]
+) -> None:
+    used = made(site, layer)
+    asked = {"top_k": 5, "by_position": True, "check": {"top_k": 4, "sampled": 6, "seed": 3}}
+    outcome = run(laboratory, engine, used, **FIRST_ORDER, **method, **asked)
+    plain, check = plainly(laboratory, used, outcome), outcome.check_by_position
+    indices = [feature.index for feature in outcome.features]
+    assert check is not None
+    assert outcome.by_position is not None
+    assert outcome.error_by_position is not None
+    rows = np.vstack([outcome.by_position.array(), outcome.error_by_position.array()])  # type: ignore[union-attr]
+    exact = []
+    for cell in check.cells:
+        row = len(indices) if cell.index is None else indices.index(cell.index)
+        assert cell.estimated == pytest.approx(rows[row, int(cell.position)], rel=1e-5, abs=1e-7)
+        whole = plain.error() if cell.index is None else plain.of_feature(cell.index)
+        added = torch.zeros_like(whole)
+        added[int(cell.position)] = whole[int(cell.position)]
+        exact.append(plain.effect(added))
+    np.testing.assert_allclose([cell.exact for cell in check.cells], exact, atol=1e-4)
+    assert np.abs(exact).max() > 1e-2
+    assert [cell.chosen for cell in check.cells] == ["top"] * 4 + ["sampled"] * 6
+    largest = sorted(np.abs(rows).flatten(), reverse=True)[:4]
+    np.testing.assert_allclose([abs(cell.estimated) for cell in check.cells[:4]], largest, rtol=1e-5)
+    gaps = [abs(cell.estimated - cell.exact) for cell in check.cells]
+    assert check.largest_error == pytest.approx(max(gaps))
+
+
+def test_what_changes_nowhere_is_not_among_the_cells_checked(laboratory: Laboratory, engine: Engine) -> None:
+    """The first tokens of a pair, which are the same, and features that fire in neither run."""
+    used = made()
+    asked = {"top_k": 3, "by_position": True, "check": {"top_k": 1_000, "sampled": 1_000}}
+    outcome = run(laboratory, engine, used, **FIRST_ORDER, **asked)
+    plain, check = plainly(laboratory, used, outcome), outcome.check_by_position
+    assert check is not None
+    indices = [feature.index for feature in outcome.features]
+    want: set[tuple[int | None, int]]
+    want = {(index, at) for index in indices for at in plain.changed[:, index].nonzero().flatten().tolist()}
+    want |= {(None, at) for at in plain.whole.abs().sum(1).gt(1e-3).nonzero().flatten().tolist()}
+    assert {(cell.index, cell.position) for cell in check.cells} == want
+    assert 0 < len(want) < (len(indices) + 1) * len(plain.base)
+    assert check.rank_correlation is not None
+
+
+def test_cells_of_several_pairs_are_checked_by_the_means_of_both(laboratory: Laboratory, engine: Engine) -> None:
+    """One position of two pairs of different lengths."""
+    used = made()
+    asked = {"positions": [-1], "by_position": True, "top_k": 2, "check": {"top_k": 3, "sampled": 0}}
+    longer = PAIR | {name: f"Yes. {PAIR[name]}" for name in ("clean", "corrupted")}
+    request = body(**FIRST_ORDER, **asked) | {"pairs": [PAIR, longer]}
+    result = Laboratory(engine, served(laboratory, used.facts)).run(request, used)
+    assert isinstance(result, AttributionResult)
+    assert isinstance(result.attribution, FeatureAttributionOutcome)
+    check = result.attribution.check_by_position
+    assert check is not None
+    for cell in check.cells:
+        effects = []
+        for ran in result.attribution.runs:
+            assert ran.source_tokens is not None
+            plain = Plain(laboratory, used, ran.tokens.ids, ran.source_tokens.ids)
+            added = plain.error() if cell.index is None else plain.of_feature(cell.index)
+            added[:-1] = 0
+            effects.append(plain.effect(added))
+        assert cell.position == -1
+        assert cell.exact == pytest.approx(float(np.mean(effects)), abs=1e-4)
+
+
 def test_features_and_error_add_up_to_the_gradient_times_the_whole_change(
     laboratory: Laboratory, engine: Engine
 ) -> None:
@@ -134,7 +204,17 @@ def test_a_feature_that_carries_the_answer_comes_first(laboratory: Laboratory, e
 
 
 @pytest.mark.parametrize(
-    "method", [FIRST_ORDER, {"steps": 4}, ZERO | {"steps": 2}, FIRST_ORDER | ZERO, {"positions": [-2, -1]}]
+    "method",
+    [
+        FIRST_ORDER,
+        {"steps": 4},
+        ZERO | {"steps": 2},
+        FIRST_ORDER | ZERO,
+        {"positions": [-2, -1]},
+        {"by_position": True},
+        {"by_position": True, "top_k": 2, "check": {"top_k": 5, "sampled": 3}},
+        FIRST_ORDER | ZERO | {"by_position": True, "positions": [-1, 2], "top_k": 3},
+    ],
 )
 def test_a_job_is_billed_what_was_estimated(laboratory: Laboratory, engine: Engine, method: dict[str, Any]) -> None:
     """With an SAE whose features all change, so that what is checked is known beforehand."""

@@ -132,12 +132,14 @@ def test_features_alone_do_not_give_back_what_was_scaled_by_token(toy: Sae, norm
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_saelens_loads_the_shipped_sae_exactly_and_encodes_as_we_do() -> None:
-    sae = load_sae(SHIPPED)
+@pytest.mark.parametrize("name", [f"smollm2-135m-l{layer}-resid-post" for layer in (7, 15, 23)])
+def test_saelens_loads_every_shipped_sae_exactly_and_encodes_as_we_do(name: str) -> None:
+    folder = SHIPPED.parent / name
+    sae = load_sae(folder)
     assert sae.mean_activation is not None
     noise = torch.randn(200, sae.d_model, generator=torch.Generator().manual_seed(0))
     directions = sae.W_dec[torch.arange(0, 4000, 20)]
-    _compare(SHIPPED, sae.mean_activation + 60 * directions + noise)
+    _compare(folder, sae.mean_activation + 60 * directions + noise)
 
 
 def _seeded(*shape: int) -> torch.Tensor:
