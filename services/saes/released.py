@@ -23,10 +23,11 @@ def take_released(entry: SaeLensEntry, root: Path, partial: Path) -> float | Non
     """
     located = locate(entry)
     files = cached_files(entry, located, root)
-    check_weights(entry, files[located.weights], f"{located.filename(located.weights)} of {located.repository}")
     if located.format is None:
         _copy(entry, located, files, partial)
+        check_weights(entry, partial / WEIGHTS_FILE)
     else:
+        check_weights(entry, files[located.weights], f"{located.filename(located.weights)} of {located.repository}")
         _convert(entry, located, located.format, files, partial)
     return located.norm_scale
 
