@@ -55,7 +55,7 @@ def _convert(entry: SaeLensEntry, located: HubFolder, layout: Format, files: Map
         said = {name: _said(path, name) for name, path in files.items() if name != located.weights}
         origin = Origin(located.repository, located.folder, said, load_file(files[located.weights]))
         made = layout.convert(origin)
-    except (ValueError, KeyError, TypeError, SafetensorError, yaml.YAMLError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError, SafetensorError, yaml.YAMLError) as error:
         raise CatalogueError(
             f"{entry.id}: {located.folder} of {located.repository} is not laid out as SAELens reads it: {error}"
         ) from error

@@ -30,7 +30,7 @@ def _convert(origin: Origin) -> Converted:
         raise Unconvertible(f"the name {origin.folder} says none of {', '.join(_HOOKS)}")
     weights = {ours: origin.tensor(theirs) for ours, theirs in _NAMES.items()}
     metadata: dict[str, Any] = {
-        "model_name": _model(str(said.get("model_name"))),
+        "model_name": _model(str(said["model_name"])),
         "hook_name": f"blocks.{origin.layer}.{hook}",
         "context_size": 1024,
     }

@@ -150,7 +150,8 @@ def test_splicing_the_folded_sae_does_to_the_model_what_saelens_does_to_the_cent
     plain, centred = gpt2(centred=False), gpt2(centred=True)
 
     def logits(model: Any, edit: Any) -> torch.Tensor:
-        return model.run_with_hooks(tokens, fwd_hooks=[(hook, lambda x, hook: edit(x))])
+        run: torch.Tensor = model.run_with_hooks(tokens, fwd_hooks=[(hook, lambda x, hook: edit(x))])
+        return run
 
     def without_first(x: torch.Tensor, features: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
         return x - features[..., :1] * directions[0]

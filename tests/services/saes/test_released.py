@@ -71,8 +71,14 @@ class Cached:
         from sae_lens.loading import pretrained_sae_loaders  # noqa: PLC0415
 
         def downloaded(repo_id: str, filename: str, subfolder: str | None = None, **_: Any) -> str:
-            where = {"cache_dir": self.root / "hub", "revision": REVISION, "local_files_only": True}
-            return str(hf_hub_download(repo_id, filename, subfolder=subfolder, **where))
+            return hf_hub_download(
+                repo_id,
+                filename,
+                subfolder=subfolder,
+                revision=REVISION,
+                cache_dir=self.root / "hub",
+                local_files_only=True,
+            )
 
         def shapes(repo_id: str, filename: str) -> dict[str, list[int]]:
             with safe_open(downloaded(repo_id, filename), framework="pt") as file:
@@ -218,6 +224,7 @@ def test_transcoders_of_qwen_are_read_as_saelens_converts_them(
         ({**GEMMA, "w_enc": (D_IN,)}, None, r"W_enc has the shape \[12\]"),
         ({"W_enc": (2, 3)}, None, r"the weights hold \['W_enc'\], not w_enc"),
         ({**GEMMA, "threshold": (3,)}, None, r"threshold has shape \[3\]"),
+        (GEMMA, {"architecture": "jump_relu"}, "is not laid out as SAELens reads it: 'model_name'"),
         (GEMMA, {"architecture": "topk"}, "does not say that the architecture is jump_relu"),
         (GEMMA, ["jump_relu"], "does not say that the architecture is jump_relu"),
     ],
@@ -237,6 +244,7 @@ def test_files_that_are_not_laid_out_as_expected_are_refused(
     [
         ({}, r"hyperparams.json of fnlp/.* is not in .*--include 'Llama3_1-8B-Base-L31R-8x/hyperparams.json'"),
         ({"jump_relu_threshold": "1"}, "Llama3_1-8B-Base-L31R-8x/hyperparams.json says no jump_relu_threshold"),
+        ({"dataset_average_activation_norm": {"in": 0.0}}, "is not laid out as SAELens reads it: .*division by zero"),
         ({"dataset_average_activation_norm": {}}, "is not laid out as SAELens reads it: 'in'"),
     ],
 )
