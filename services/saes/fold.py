@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from services.saes.bundle import SAELENS_FORMAT
+from services.saes.bundle import SAELENS_FORMAT, write_tensors
 from services.saes.config import CONFIG_FILE, WEIGHTS_FILE, SaeConfig, check_header, read_config
 from services.saes.legacy import as_of_6_0
 
@@ -43,6 +43,8 @@ def fold(folder: Path, norm_scale: float | None) -> None:
         config = as_of_6_0(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         return
+    if not isinstance(config.get("metadata"), dict):
+        return
     scale = norm_scale if config.get("normalize_activations") == SCALED else None
     centred = _is_centred(config)
     if scale is None and not centred:
@@ -56,14 +58,14 @@ def fold(folder: Path, norm_scale: float | None) -> None:
         weights["b_dec"] = weights["b_dec"] / scale
     if centred:
         _centre(weights, read)
-    save_file(weights, weights_path)
+    # Not over the file itself, which tensors that were not changed may still be mapped from.
+    write_tensors(weights, folder / "folded.safetensors")
+    (folder / "folded.safetensors").replace(weights_path)
 
 
 def _is_centred(config: dict[str, Any]) -> bool:
     """Whether it wants a centred model, and the centring can be folded."""
-    metadata = config.get("metadata")
-    if not isinstance(metadata, dict):
-        return False
+    metadata = config["metadata"]
     processing = metadata.get("model_from_pretrained_kwargs")
     return (
         isinstance(processing, dict)

@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from services.catalogue.operator import AnySaeEntry, CatalogueError, SaeLensEntry, file_sha256
+from services.saes.bundle import write_tensors
 from services.saes.config import CONFIG_FILE, WEIGHTS_FILE
 from services.saes.formats.origin import Format, Origin
 from services.saes.hub import HubFolder, cached_files, locate
@@ -59,8 +60,7 @@ def _convert(entry: SaeLensEntry, located: HubFolder, layout: Format, files: Map
         raise CatalogueError(
             f"{entry.id}: {located.folder} of {located.repository} is not laid out as SAELens reads it: {error}"
         ) from error
-    save_file(made.weights, partial / WEIGHTS_FILE)
-    (partial / WEIGHTS_FILE).chmod(0o644)  # safetensors makes files that only their owner can read
+    write_tensors(made.weights, partial / WEIGHTS_FILE)
     (partial / CONFIG_FILE).write_text(json.dumps(made.config | dict(located.overrides), indent=2), encoding="utf-8")
 
 

@@ -63,6 +63,7 @@ def test_a_release_for_a_centred_model_reads_activations_that_are_not_centred(
         assert_close(ours.encode(x), theirs.encode(centred))
         assert_close(ours.reconstruct(x), theirs(centred))
     assert_the_same(stored, inputs())
+    assert (stored / WEIGHTS_FILE).stat().st_mode & 0o777 == 0o644
 
 
 def saved(folder: Path, architecture: str, model: str = "gpt2", **changes: Any) -> SaeEntry:
@@ -165,6 +166,22 @@ def test_splicing_the_folded_sae_does_to_the_model_what_saelens_does_to_the_cent
         expected = logits(centred, lambda x: without_first(x, theirs.encode(x), theirs.W_dec))
         assert_close(ablated, expected)
         assert not torch.allclose(ablated, plain(tokens), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"normalize_activations": "expected_average_only_in"}, "architecture: Field required"),
+        ([1], "the file: Input should be"),
+        (old_config(HOOK, normalize_activations=True) | {"d_sae": 7}, "cfg.json says"),
+        (old_config(HOOK, normalize_activations=True) | {"d_sae": 0}, "d_sae: Input should be greater than 0"),
+    ],
+)
+def test_a_config_that_is_none_is_refused_before_anything_is_folded(tmp_path: Path, config: Any, message: str) -> None:
+    about = {"{folder}/cfg.json": config}
+    cached = Cached(tmp_path, "gemma-2b-res-jb", "blocks.12.hook_resid_post", random(**STANDARD), **about)
+    with pytest.raises(CatalogueError, match=message):
+        cached.prepared()
 
 
 def test_what_is_not_to_be_folded_is_copied_as_it_is(tmp_path: Path) -> None:
