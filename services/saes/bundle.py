@@ -142,9 +142,9 @@ def save_sae(sae: Sae, folder: Path, *, model_name: str, context: int, dtype: to
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.to(dtype).contiguous() for name, tensor in _tensors(sae).items()}
-    _save(weights, folder / WEIGHTS_FILE)
+    write_tensors(weights, folder / WEIGHTS_FILE)
     if sae.mean_activation is not None:
-        _save({"mean_activation": sae.mean_activation.float()}, folder / EXTRAS_FILE)
+        write_tensors({"mean_activation": sae.mean_activation.float()}, folder / EXTRAS_FILE)
     metadata = {
         "sae_lens_version": SAELENS_FORMAT,
         "sae_lens_training_version": None,
@@ -186,6 +186,7 @@ def _tensors(sae: Sae) -> dict[str, Tensor]:
             return tensors | {"b_enc": sae.b_enc}
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file that everybody can read."""
     save_file(tensors, path)
     path.chmod(0o644)  # safetensors makes files that only their owner can read

@@ -18,8 +18,9 @@ from services.contracts.place import width_of
 from services.contracts.sae import IndexFacts, SaeFacts, SaeOutput
 from services.saes.bundle import load_sae
 from services.saes.config import CONFIG_FILE, EXTRAS_FILE, WEIGHTS_FILE, sha256_of
+from services.saes.fold import fold
 from services.saes.hooks import Place, place_of
-from services.saes.hub import cached_files, locate
+from services.saes.released import check_weights, take_released
 from services.saes.sae import Sae
 
 CARD_FILE = "card.json"
@@ -35,15 +36,19 @@ def prepare_sae(entry: AnySaeEntry, root: Path, home: Path) -> SaeFacts:
     """
     with preparing(sae_folder(home, entry.id), entry) as partial:
         if isinstance(entry, SaeLensEntry):
-            _take_cached(entry, root, partial)
+            if entry.path is not None:
+                _take(resolve_inside(root, entry.path), (CARD_FILE, INDEX_FILE), partial)
+            norm_scale = take_released(entry, root, partial)
         else:
             _take(resolve_inside(root, entry.path), ALL_FILES, partial)
+            norm_scale = None
+            check_weights(entry, partial / WEIGHTS_FILE)
         try:
+            fold(partial, norm_scale)
             sae = load_sae(
                 partial,
                 torch.device("cpu"),
                 torch.float32,
-                expected_sha256=entry.sha256,
                 expected_extras_sha256=entry.extras_sha256 if isinstance(entry, SaeEntry) else None,
             )
         except LensdError as error:
@@ -58,22 +63,6 @@ def _take(source: Path, names: tuple[str, ...], partial: Path) -> None:
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, partial / name)
-
-
-def _take_cached(entry: SaeLensEntry, root: Path, partial: Path) -> None:
-    """The files themselves, not links to them; cfg.json with what its release overrides in it."""
-    if entry.path is not None:
-        _take(resolve_inside(root, entry.path), (CARD_FILE, INDEX_FILE), partial)
-    located = locate(entry)
-    files = cached_files(entry, located, root)
-    for name, path in files.items():
-        shutil.copyfile(path, partial / name)
-    if located.overrides:
-        try:
-            config = dict(json.loads((partial / CONFIG_FILE).read_bytes()))
-        except (ValueError, TypeError) as error:
-            raise CatalogueError(f"{entry.id}: {CONFIG_FILE} is no JSON object") from error
-        (partial / CONFIG_FILE).write_text(json.dumps(config | dict(located.overrides)), encoding="utf-8")
 
 
 def _facts(entry: AnySaeEntry, sae: Sae, folder: Path) -> SaeFacts:

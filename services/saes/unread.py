@@ -14,8 +14,12 @@ UNREAD: Mapping[tuple[str, str], str] = {
     "SAELens' fold_activation_whitening before saving",
 }
 
-WEIGHT_PROCESSING = ("center_writing_weights", "fold_value_biases")
-"""TransformerLens' loading options that change what the hook points of SAEs hold."""
+WEIGHT_PROCESSING: Mapping[str, str] = {
+    "center_writing_weights": "lensd folds the centring into SAEs of GPT-2's residual stream, attn_out and mlp_out "
+    "alone, when they are prepared",
+    "fold_value_biases": "lensd changes no weights of models",
+}
+"""TransformerLens' loading options that change what the hook points of SAEs hold, and what lensd does about them."""
 
 PICKLED_OR_PACKED = (".npz", ".pt", ".pth", ".bin", ".pkl")
 
@@ -35,9 +39,9 @@ def _metadata_unread(metadata: Mapping[str, Any]) -> Iterator[str]:
     if head is not None:
         yield f"hook_head_index is {head}: it reads one head; lensd reads a site with all of its heads"
     processing = metadata.get("model_from_pretrained_kwargs") or {}
-    for key in WEIGHT_PROCESSING:
+    for key, what in WEIGHT_PROCESSING.items():
         if isinstance(processing, dict) and processing.get(key):
-            yield f"it was trained on a model loaded with {key}, whose activations are others; lensd changes no weights"
+            yield f"it was trained on a model loaded with {key}, whose activations are others; {what}"
 
 
 def refuse_other_files(folder: Path) -> None:

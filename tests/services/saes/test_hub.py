@@ -1,6 +1,5 @@
 """SAEs by SAELens' release and id, from a made-up Hugging Face cache laid out as huggingface_hub does it."""
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -17,25 +16,15 @@ from services.saes.config import CONFIG_FILE, WEIGHTS_FILE
 from services.saes.hub import HubFolder, locate, releases
 from services.saes.prepare import prepare_sae
 from tests.services.saes.conftest import D_MODEL, SaeFolder
+from tests.services.saes.hub_cache import REVISION, keep
 
-REVISION = "0123456789abcdef0123456789abcdef01234567"
 RELEASE, SAE_ID = "gemma-2-2b-res-matryoshka-dc", "blocks.0.hook_resid_post"
 REPOSITORY = "chanind/gemma-2-2b-batch-topk-matryoshka-saes-w-32k-l0-40"
 FOLDER = "standard/blocks.0.hook_resid_post"
 
 
 def cached(root: Path, source: Path, repository: str = REPOSITORY, folder: str = FOLDER) -> Path:
-    """Puts the folder into root/hub as huggingface_hub would: blobs by sha256, links to them in the snapshot."""
-    kept = root / "hub" / f"models--{repository.replace('/', '--')}"
-    snapshot = kept / "snapshots" / REVISION / folder
-    for directory in (kept / "blobs", kept / "refs", snapshot):
-        directory.mkdir(parents=True, exist_ok=True)
-    (kept / "refs" / "main").write_text(REVISION)
-    for path in source.iterdir():
-        blob = kept / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
-        shutil.copyfile(path, blob)
-        (snapshot / path.name).symlink_to(os.path.relpath(blob, snapshot))
-    return snapshot
+    return keep(root, {f"{folder}/{path.name}": path.read_bytes() for path in source.iterdir()}, repository) / folder
 
 
 def entry(sha256: str, **changes: Any) -> SaeLensEntry:
@@ -89,11 +78,11 @@ def test_what_a_release_overrides_is_in_force(source: Path, tmp_path: Path) -> N
         ({"sae_id": "blocks.99.hook_resid_post"}, "has no SAE 'blocks.99.hook_resid_post'; it has blocks.0.hook_re"),
         (
             {"release": "gemma-scope-2b-pt-res", "sae_id": "layer_0/width_16k/average_l0_105"},
-            "converts it by gemma_2.*save it with save_model, and name that folder as `path`",
+            "is not read: its weights are NumPy archives .* save_model to a folder is named by that folder as `path`",
         ),
         (
-            {"release": "gpt2-small-mlp-tm", "sae_id": "blocks.0.hook_mlp_out"},
-            "has a norm_scaling_factor, which SAELens folds into the weights",
+            {"release": "mntss-gemma-2-2b-2.5m-clt-as-per-layer", "sae_id": "layer_0"},
+            "is not read: a cross-layer transcoder writes at many layers",
         ),
         ({"revision": "f" * 40}, "is not in .*: fill the cache on a machine with network"),
         ({"sae_id": "blocks.1.hook_resid_post"}, "is not in .*: fill the cache on a machine with network"),
@@ -111,9 +100,12 @@ def test_what_cannot_be_taken_from_the_cache_is_refused_and_leaves_nothing(
     assert list((tmp_path / "home" / "saes").iterdir()) == []
 
 
-def test_a_release_for_a_changed_model_is_refused(source: Path, tmp_path: Path) -> None:
+def test_a_release_for_a_changed_model_that_is_not_gpt_2_is_refused(source: Path, tmp_path: Path) -> None:
     """Its cfg.json has no such word: the release says so."""
-    old = '{"architecture": "standard", "d_in": 12, "d_sae": 40, "hook_point": "blocks.0.hook_resid_pre"}'
+    old = (
+        '{"architecture": "standard", "d_in": 12, "d_sae": 40, "hook_point": "blocks.0.hook_resid_pre", '
+        '"model_name": "gelu-2l"}'
+    )
     (source / CONFIG_FILE).write_text(old)
     cached(tmp_path, source, "jbloom/GPT2-Small-SAEs-Reformatted", "blocks.0.hook_resid_pre")
     named = entry(file_sha256(source / WEIGHTS_FILE), release="gpt2-small-res-jb", sae_id="blocks.0.hook_resid_pre")
