@@ -4,6 +4,7 @@ import json
 import shutil
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,16 @@ from services.contracts.model import ModelFacts
 from services.contracts.place import width_of
 from services.contracts.sae import IndexFacts, SaeFacts, SaeOutput
 from services.saes.bundle import load_sae
-from services.saes.config import CONFIG_FILE, EXTRAS_FILE, WEIGHTS_FILE, sha256_of
+from services.saes.config import (
+    CONFIG_FILE,
+    EXTRAS_FILE,
+    WEIGHTS_FILE,
+    parse_json,
+    read_bounded,
+    refuse_other_sha256,
+    sha256_of,
+)
+from services.saes.errors import InvalidBundle, SaeMismatch
 from services.saes.hooks import Place, place_of
 from services.saes.hub import cached_files, locate
 from services.saes.sae import Sae
@@ -34,24 +44,32 @@ def prepare_sae(entry: AnySaeEntry, root: Path, home: Path) -> SaeFacts:
             does not fit its model.
     """
     with preparing(sae_folder(home, entry.id), entry) as partial:
-        if isinstance(entry, SaeLensEntry):
-            _take_cached(entry, root, partial)
-        else:
-            _take(resolve_inside(root, entry.path), ALL_FILES, partial)
         try:
+            _take_all(entry, root, partial)
             sae = load_sae(
                 partial,
                 torch.device("cpu"),
                 torch.float32,
                 expected_sha256=entry.sha256,
+                expected_config_sha256=entry.config_sha256 if isinstance(entry, SaeEntry) else None,
                 expected_extras_sha256=entry.extras_sha256 if isinstance(entry, SaeEntry) else None,
             )
-        except LensdError as error:
+            facts = _facts(entry, sae, partial)
+        except (InvalidBundle, SaeMismatch) as error:
             raise CatalogueError(f"{entry.id}: {error.message}") from error
-        facts = _facts(entry, sae, partial)
         _refuse_misfit(facts, sae.model_id, home)
         (partial / FACTS).write_text(facts.model_dump_json(indent=2), encoding="utf-8")
     return facts
+
+
+def _take_all(entry: AnySaeEntry, root: Path, partial: Path) -> None:
+    try:
+        if isinstance(entry, SaeLensEntry):
+            _take_cached(entry, root, partial)
+        else:
+            _take(resolve_inside(root, entry.path), ALL_FILES, partial)
+    except OSError as error:
+        raise CatalogueError(f"{entry.id}: its files cannot be copied: {error}") from error
 
 
 def _take(source: Path, names: tuple[str, ...], partial: Path) -> None:
@@ -68,12 +86,18 @@ def _take_cached(entry: SaeLensEntry, root: Path, partial: Path) -> None:
     files = cached_files(entry, located, root)
     for name, path in files.items():
         shutil.copyfile(path, partial / name)
+    refuse_other_sha256(CONFIG_FILE, sha256_of(partial / CONFIG_FILE), entry.config_sha256)
     if located.overrides:
-        try:
-            config = dict(json.loads((partial / CONFIG_FILE).read_bytes()))
-        except (ValueError, TypeError) as error:
-            raise CatalogueError(f"{entry.id}: {CONFIG_FILE} is no JSON object") from error
-        (partial / CONFIG_FILE).write_text(json.dumps(config | dict(located.overrides)), encoding="utf-8")
+        config = _json_object(partial / CONFIG_FILE) | dict(located.overrides)
+        (partial / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """What a small JSON file holds; raises InvalidBundle when that is no object."""
+    content = parse_json(read_bounded(path), path.name)
+    if not isinstance(content, dict):
+        raise InvalidBundle(f"{path.name} is no JSON object")
+    return content
 
 
 def _facts(entry: AnySaeEntry, sae: Sae, folder: Path) -> SaeFacts:
@@ -98,10 +122,11 @@ def _facts(entry: AnySaeEntry, sae: Sae, folder: Path) -> SaeFacts:
             "decoder_norms_folded": sae.decoder_norms_folded,
             "normalize_activations": sae.normalize_activations,
             "sha256": sae.sha256,
+            "config_sha256": sae.config_sha256,
             "extras_sha256": sha256_of(extras) if (extras := folder / EXTRAS_FILE).is_file() else None,
             "license": entry.license,
             "index": _index_facts(entry, sae, folder / INDEX_FILE),
-            "card": json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {},
+            "card": _json_object(card) if card.is_file() else {},
         }
     )
 
