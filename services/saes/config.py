@@ -134,7 +134,7 @@ def _parsed(content: Any, name: str) -> SaeConfig:
 
 
 def read_bounded(path: Path) -> bytes:
-    """The bytes of a small file; raises InvalidBundle for one of over MAX_JSON_BYTES, which is not read, and OSError."""
+    """The bytes of a small file. Raises InvalidBundle for one of over MAX_JSON_BYTES, which is not read; OSError."""
     with path.open("rb") as file:
         content = file.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:

@@ -75,6 +75,20 @@ def test_the_weights_sha256_is_verified(sae_folder: SaeFolder) -> None:
         load_sae(folder, expected_sha256=expected)
 
 
+def test_the_configs_sha256_is_verified_before_it_is_made_use_of(sae_folder: SaeFolder) -> None:
+    folder = sae_folder()
+    expected = sha256_of(folder / CONFIG_FILE)
+    assert load_sae(folder, expected_config_sha256=expected).config_sha256 == expected
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps(config | {"k": K - 1}))
+    with pytest.raises(InvalidBundle, match=r"cfg.json has sha256 \w{64}, expected"):
+        load_sae(folder, expected_config_sha256=expected)
+    assert load_sae(folder).k == K - 1, "a sound config but for its sha256"
+    (folder / CONFIG_FILE).write_text("{")
+    with pytest.raises(InvalidBundle, match=r"cfg.json has sha256 \w{64}, expected"):
+        load_sae(folder, expected_config_sha256=expected)
+
+
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])
 def test_a_truncated_weights_file_is_refused(sae_folder: SaeFolder, kept: int) -> None:
     folder = sae_folder()
@@ -98,13 +112,22 @@ def test_trailing_bytes_are_refused(sae_folder: SaeFolder) -> None:
         b"[]",
         b'{"W_enc": {"dtype": "F32"}}',
         b'{"W_enc": {"dtype": "F32", "shape": "x", "data_offsets": [0, 1]}}',
+        b'{"W_enc": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 1]}}',
+        b'{"W_enc": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 1]}}',
+        b'{"W_enc": {"dtype": "F32", "shape": [1], "data_offsets": [0, NaN]}}',
+        b'{"W_enc": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"W_enc": {"dtype": "\\ud800", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"W_enc": {"dtype": "F32", "shape": [1' + b"0" * 5_000 + b'], "data_offsets": [0, 4]}}',
+        b'{"W_enc": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"W_enc": ' + b'{"shape":' * 900 + b"1" + b"}" * 901,
     ],
 )
 def test_a_damaged_header_is_refused(sae_folder: SaeFolder, header: bytes) -> None:
     folder = sae_folder()
     (folder / WEIGHTS_FILE).write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(InvalidBundle, match="no valid safetensors header"):
+    with pytest.raises(InvalidBundle, match="no valid safetensors header") as refused:
         load_sae(folder)
+    assert len(refused.value.message) < 300
 
 
 def test_a_header_that_announces_a_huge_tensor_is_refused_before_allocation(sae_folder: SaeFolder) -> None:
@@ -196,6 +219,38 @@ def test_a_config_that_cannot_be_used_is_refused_by_name(
 ) -> None:
     with pytest.raises(InvalidBundle, match=named):
         load_sae(sae_folder(**overrides))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b'"text"',
+        b"[" * 100_000,
+        b'{"metadata": ' + b"[" * 400 + b"]" * 400 + b"}",
+        b'{"architecture": ' + b'{"a":' * 900 + b"1" + b"}" * 901,
+        b'{"k": 1' + b"0" * 5_000 + b"}",
+        b'{"d_in": Infinity}',
+        b'{"architecture": ["topk"]}',
+        b'{"metadata": {"hook_head_index": "\\ud800"}}',
+    ],
+)
+def test_a_damaged_config_is_refused_in_one_line(sae_folder: SaeFolder, content: bytes) -> None:
+    folder = sae_folder()
+    (folder / CONFIG_FILE).write_bytes(content)
+    with pytest.raises(InvalidBundle, match=r"sae/cfg.json: ") as refused:
+        load_sae(folder)
+    assert len(refused.value.message) < 300
+    assert "\n" not in refused.value.message
+
+
+def test_a_huge_config_is_refused_unread(sae_folder: SaeFolder) -> None:
+    folder = sae_folder()
+    with (folder / CONFIG_FILE).open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InvalidBundle, match="has over 1000000 bytes"):
+        load_sae(folder)
 
 
 @pytest.mark.parametrize("name", ["params.npz", "ae.pt"])
