@@ -97,20 +97,22 @@ def header(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        (WEIGHTS_FILE, header(DEEP), "no valid safetensors header"),
-        (
+        pytest.param(WEIGHTS_FILE, header(DEEP), "no valid safetensors header", id="a header too deep"),
+        pytest.param(
             WEIGHTS_FILE,
             header(b'{"W_enc": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 1]}}'),
             "no valid safetensors header: W_enc.shape.0",
+            id="an infinite shape",
         ),
-        (
+        pytest.param(
             WEIGHTS_FILE,
             header(b'{"W_enc": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}'),
             "no valid safetensors header: W_enc.dtype",
+            id="a list of dtypes",
         ),
-        (CONFIG_FILE, DEEP, "recursion limit exceeded"),
-        (CONFIG_FILE, b" " * 1_000_001, "has over 1000000 bytes"),
-        ("card.json", DEEP, "recursion limit exceeded"),
+        pytest.param(CONFIG_FILE, DEEP, "recursion limit exceeded", id="a config too deep"),
+        pytest.param(CONFIG_FILE, b" " * 1_000_001, "has over 1000000 bytes", id="a config too large"),
+        pytest.param("card.json", DEEP, "recursion limit exceeded", id="a card too deep"),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line_that_names_it(

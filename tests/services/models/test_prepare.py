@@ -127,9 +127,18 @@ def test_a_config_without_an_architecture_is_refused(tmp_path: Path) -> None:
 DEEP = b"[" * 100_000
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"{", b"[]", DEEP, b"\xff", b'{"model_type": "unheard_of"}', b" " * 16_000_001]
-)
+DAMAGED_CONFIGS = {
+    "missing": None,
+    "cut short": b"{",
+    "no object": b"[]",
+    "too deep": DEEP,
+    "no text": b"\xff",
+    "another model": b'{"model_type": "unheard_of"}',
+    "too large": b" " * 16_000_001,
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED_CONFIGS.values(), ids=DAMAGED_CONFIGS)
 def test_a_config_that_cannot_be_read_is_refused_when_prepared_and_ends_a_job(
     tmp_path: Path, content: bytes | None
 ) -> None:
@@ -157,7 +166,11 @@ def test_fields_that_a_family_does_not_accept_are_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("family", ["llama", "native_attention"])
-@pytest.mark.parametrize("header", [DEEP, b'{"w": {"dtype": ["F32"], "shape": [Infinity], "data_offsets": [0, 4]}}'])
+@pytest.mark.parametrize(
+    "header",
+    [DEEP, b'{"w": {"dtype": ["F32"], "shape": [Infinity], "data_offsets": [0, 4]}}'],
+    ids=["too deep", "wrong types"],
+)
 def test_weights_with_a_damaged_header_are_refused(tmp_path: Path, family: str, header: bytes) -> None:
     entry = tiny_entry(family, tmp_path / "sources")
     path = tmp_path / "sources" / family / "model.safetensors"
@@ -186,7 +199,7 @@ def test_a_native_models_weights_of_other_names_are_refused(tmp_path: Path) -> N
         prepare_model(entry.model_copy(update={"source": source}), tmp_path / "sources", tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"{", DEEP, b"{}"])
+@pytest.mark.parametrize("content", [b"{", DEEP, b"{}"], ids=["cut short", "too deep", "empty"])
 def test_a_damaged_tokenizer_is_refused(tmp_path: Path, content: bytes) -> None:
     entry = tiny_entry("llama", tmp_path / "sources")
     (tmp_path / "sources" / "llama" / "tokenizer.json").write_bytes(content)

@@ -199,7 +199,11 @@ def test_the_config_is_pinned_in_the_facts_and_may_be_in_the_catalogue(sae_folde
         prepare_sae(pinned, tmp_path, tmp_path / "home")
 
 
-@pytest.mark.parametrize("card", [b"{", b"[]", b"[" * 100_000, b"\xff", b" " * 1_000_001])
+@pytest.mark.parametrize(
+    "card",
+    [b"{", b"[]", b"[" * 100_000, b"\xff", b" " * 1_000_001],
+    ids=["cut short", "no object", "too deep", "no text", "too large"],
+)
 def test_a_damaged_card_is_refused(sae_folder: SaeFolder, tmp_path: Path, card: bytes) -> None:
     folder = sae_folder()
     (folder / CARD_FILE).write_bytes(card)
