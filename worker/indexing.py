@@ -11,7 +11,6 @@ from services.catalogue.catalogue import Catalogue, model_folder, open_catalogue
 from services.catalogue.operator import CatalogueError
 from services.catalogue.tokenizer import Tokenizer
 from services.contracts.model import ModelFacts
-from services.contracts.place import width_of
 from services.contracts.sae import SaeFacts
 from services.engine.engine import Engine, EngineLimits
 from services.engine.row import Row
@@ -19,9 +18,9 @@ from services.engine.ticket import JobTicket
 from services.engine.weights import Weights
 from services.methods.sae_places import SaePlaces
 from services.models.load import LoadedModel, load_model
-from services.saes.bundle import load_sae
 from services.saes.index.build import build_indexes, fingerprint
 from services.saes.index.corpus import read_corpus
+from services.saes.prepared import load_prepared
 from worker.settings import WorkerSettings
 
 
@@ -68,15 +67,7 @@ def index_saes(
     bos = _bos(saes[0], facts)
     corpus = read_corpus(corpus_path, tokenizer, bos=bos is not None, limit=limit, context=facts.context)
     device = torch.device(settings.device)
-    loaded = {
-        sae.id: load_sae(
-            sae_folder(settings.home, sae.id),
-            device,
-            expected_sha256=sae.sha256,
-            d_model=width_of(sae.site, facts),
-        )
-        for sae in saes
-    }
+    loaded = {sae.id: load_prepared(sae_folder(settings.home, sae.id), sae, facts, device) for sae in saes}
     torch.set_num_threads(settings.threads)
     model = load_model(
         model_folder(settings.home, facts.id), facts, device=device, dtype=getattr(torch, settings.dtype)

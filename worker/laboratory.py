@@ -9,7 +9,6 @@ from services.catalogue.catalogue import Catalogue, model_folder, sae_folder
 from services.contracts.errors import LensdError
 from services.contracts.generation import NewTokens
 from services.contracts.job import JobResult, JobSpec
-from services.contracts.place import width_of
 from services.engine.engine import Engine, EngineLimits
 from services.engine.ticket import JobTicket
 from services.jobs.cache import fingerprint
@@ -19,7 +18,7 @@ from services.methods.origin import runner
 from services.methods.registry import run_method
 from services.models.cache import ModelCache
 from services.models.load import LoadedModel, load_model
-from services.saes.bundle import load_sae
+from services.saes.prepared import load_prepared
 from services.saes.sae import Sae
 from services.saes.shelf import SaeShelf
 from worker.settings import WorkerSettings
@@ -105,11 +104,4 @@ class Laboratory:
     def _load_sae(self, sae_id: str) -> Sae:
         facts = self._catalogue.sae(sae_id)
         folder = sae_folder(self._catalogue.home, sae_id)
-        return load_sae(
-            folder,
-            self._device,
-            torch.float32,
-            expected_sha256=facts.sha256,
-            expected_extras_sha256=facts.extras_sha256,
-            d_model=width_of(facts.site, self._catalogue.model(facts.model)),
-        )
+        return load_prepared(folder, facts, self._catalogue.model(facts.model), self._device)

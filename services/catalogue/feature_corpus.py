@@ -42,7 +42,7 @@ class IndexedCorpus:
         try:
             strings = json.loads(inflate(meta(self._query, "vocabulary"), MAX_VOCABULARY_BYTES))
             return {int(token): str(string) for token, string in strings.items()}
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise InvalidIndex("the feature index is damaged: its vocabulary cannot be read") from error
 
     @cached_property

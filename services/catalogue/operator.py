@@ -82,6 +82,7 @@ class SaeEntry(Contract):
     path: str
     license: str | None = None
     sha256: Sha256
+    config_sha256: Annotated[Sha256 | None, Field(description="Of cfg.json, the conventions.")] = None
     extras_sha256: Annotated[Sha256 | None, Field(description="Of lensd.safetensors, the mean activation.")] = None
 
 
@@ -101,6 +102,7 @@ class SaeLensEntry(Contract):
     path: str | None = None
     license: str | None = None
     sha256: Sha256
+    config_sha256: Annotated[Sha256 | None, Field(description="Of cfg.json as it lies in the cache.")] = None
 
 
 AnySaeEntry = SaeEntry | SaeLensEntry

@@ -13,8 +13,9 @@ from pathlib import Path
 from services.catalogue.feature_indexes import INDEX_FILE
 from services.catalogue.operator import AnySaeEntry, ModelEntry, file_sha256
 
-_LAYOUT = 2
-"""Raise it when what a prepared folder holds changes."""
+_MODEL_LAYOUT = 2
+_SAE_LAYOUT = 3
+"""Raise one when what a prepared folder of its kind holds changes: those of an older lensd are then prepared again."""
 
 _FINGERPRINT = "prepared"
 
@@ -50,4 +51,5 @@ def preparing(folder: Path, entry: ModelEntry | AnySaeEntry) -> Iterator[Path]:
 
 
 def _fingerprint(entry: ModelEntry | AnySaeEntry) -> str:
-    return hashlib.sha256(f"{_LAYOUT} {entry.model_dump_json()}".encode()).hexdigest()
+    layout = _MODEL_LAYOUT if isinstance(entry, ModelEntry) else _SAE_LAYOUT
+    return hashlib.sha256(f"{layout} {entry.model_dump_json()}".encode()).hexdigest()

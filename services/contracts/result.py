@@ -9,7 +9,11 @@ from services.contracts.base import CatalogueId, Contract
 
 class SaeProvenance(Contract):
     id: CatalogueId
-    sha256: str
+    sha256: Annotated[str, Field(description="Of its weights file.")]
+    config_sha256: Annotated[
+        str | None,
+        Field(description="Of its cfg.json, which holds its conventions; null in a result of an older lensd."),
+    ] = None
 
 
 class Versions(Contract):

@@ -71,6 +71,11 @@ class SaeFacts(Contract):
         Field(default=None, description="How each token is scaled before encoding, by SAELens' name.")
     )
     sha256: str = Field(description="Of the weights file.")
+    config_sha256: str | None = Field(
+        default=None,
+        description="Of cfg.json, which holds the conventions; null for one prepared by an older lensd, which no job "
+        "can use before it is prepared again.",
+    )
     extras_sha256: str | None = Field(default=None, description="Of the mean activation's file; null without one.")
     license: str | None = None
     index: IndexFacts | None = Field(

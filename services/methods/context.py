@@ -87,7 +87,7 @@ class MethodContext:
     def provenance(self, method: str, method_version: str, seed: int | None = None) -> Provenance:
         """Where this job's numbers come from; call it after the last row has run."""
         facts = self.model.facts
-        sae = SaeProvenance(id=self.sae.facts.id, sha256=self.sae.facts.sha256) if self.sae else None
+        used = self.sae.facts if self.sae else None
         return Provenance(
             model=facts.id,
             revision=facts.revision,
@@ -96,7 +96,7 @@ class MethodContext:
             device=str(self.model.device),
             tokenizer_sha256=facts.tokenizer_sha256,
             bos=self.inputs.bos,
-            sae=sae,
+            sae=used and SaeProvenance(id=used.id, sha256=used.sha256, config_sha256=used.config_sha256),
             method=method,
             method_version=method_version,
             execution=self._execution,

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from services.contracts.errors import ErrorCode, JobFailed
 from services.contracts.model import ModelFacts
+from services.models.config_file import first_line, transformers_config
 from services.models.native import ARCHITECTURE, NativeConfig, build_native, is_native, read_native_config
 
 WEIGHTS = "model.safetensors"
@@ -51,18 +53,16 @@ def load_model(folder: Path, facts: ModelFacts, *, device: torch.device, dtype: 
     """Load the model that `folder` holds.
 
     Raises:
-        JobFailed: `model_unavailable` when the weights are missing or are not the ones that were prepared.
+        JobFailed: `model_unavailable` when the weights are missing, damaged, or not the ones that were prepared, and
+            when config.json cannot be read.
     """
     _verify_weights(folder / WEIGHTS, facts)
     config = read_config(folder)
-    described: dict[str, Any]
-    if isinstance(config, NativeConfig):
-        module: Any = build_native(config, folder / WEIGHTS, dtype=dtype)
-        described = {"architecture": ARCHITECTURE, "tl_config": module.cfg}
-    else:
-        module = _built_by_transformers(folder, config, dtype)
-        (architecture,) = config.architectures
-        described = {"architecture": architecture, "hf_config": config}
+    try:
+        module, described = _built(folder, config, dtype)
+    except SafetensorError as error:
+        message = f"the weights of {facts.id} are not valid safetensors: {first_line(error)}"
+        raise JobFailed(ErrorCode.MODEL_UNAVAILABLE, message) from error
     module.to(device).eval().requires_grad_(False)
     nbytes = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     bridge = build_bridge_from_module(module, **described, dtype=dtype, device=device)
@@ -71,10 +71,22 @@ def load_model(folder: Path, facts: ModelFacts, *, device: torch.device, dtype: 
 
 
 def read_config(folder: Path) -> Any:
-    """The folder's configuration: transformers' own, or a NativeConfig, which answers by the same names."""
+    """The folder's configuration: transformers' own, or a NativeConfig, which answers by the same names.
+
+    Raises JobFailed (`model_unavailable`) for a config.json that cannot be read.
+    """
     if is_native(folder):
         return read_native_config(folder)
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return transformers_config(folder)
+
+
+def _built(folder: Path, config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """The module with its weights, and what the bridge is told of it."""
+    if isinstance(config, NativeConfig):
+        module = build_native(config, folder / WEIGHTS, dtype=dtype)
+        return module, {"architecture": ARCHITECTURE, "tl_config": module.cfg}
+    (architecture,) = config.architectures
+    return _built_by_transformers(folder, config, dtype), {"architecture": architecture, "hf_config": config}
 
 
 def _built_by_transformers(folder: Path, config: Any, dtype: torch.dtype) -> Any:

@@ -5,20 +5,21 @@ speaks to the engine as transformers' models do, except that its attention keeps
 whole forward passes.
 """
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from safetensors.torch import load_file
 from torch import Tensor
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge.sources.native import NativeModel
 
 from services.contracts.base import Contract
+from services.contracts.errors import ErrorCode, JobFailed
+from services.models.config_file import CONFIG_FILE, config_fields
 
 ARCHITECTURE = "TransformerLensNative"
 
@@ -106,19 +107,34 @@ class NativeForCausalLM(NativeModel):
 
 
 def is_native(folder: Path) -> bool:
-    """Whether the folder's config.json describes a native model."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return bool(config.get("model_type") == NativeConfig.model_fields["model_type"].default)
+    """Whether the folder's config.json describes a native model; raises JobFailed when it cannot be read."""
+    return bool(config_fields(folder).get("model_type") == NativeConfig.model_fields["model_type"].default)
 
 
 def read_native_config(folder: Path) -> NativeConfig:
-    """The folder's config.json; raises pydantic's ValidationError for a field that is unknown, missing or wrong."""
-    return NativeConfig.model_validate_json((folder / "config.json").read_text(encoding="utf-8"))
+    """The folder's config.json; raises JobFailed (`model_unavailable`), naming the field that is unknown or wrong."""
+    try:
+        return NativeConfig.model_validate(config_fields(folder))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its fields"
+        message = f"the model's {CONFIG_FILE} does not describe a native model: {where:.100}: {first['msg']}"
+        raise JobFailed(ErrorCode.MODEL_UNAVAILABLE, message) from error
 
 
 def build_native(config: NativeConfig, weights: Path, *, dtype: torch.dtype) -> NativeForCausalLM:
-    """The module with the weights of a safetensors file, whose names must be exactly the module's own."""
+    """The module with the weights of a safetensors file, whose names must be exactly the module's own.
+
+    Raises JobFailed (`model_unavailable`) for other names or shapes, and safetensors' error for a damaged file.
+    """
     module = NativeForCausalLM(config)
-    module.load_state_dict(load_file(weights), strict=True)
+    tensors = load_file(weights)
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        message = (
+            f"the model's weights are not those that its {CONFIG_FILE} describes: {' '.join(str(error).split()):.300}"
+        )
+        raise JobFailed(ErrorCode.MODEL_UNAVAILABLE, message) from error
     module.to(dtype)
     return module

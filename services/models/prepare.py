@@ -15,9 +15,9 @@ import tokenizers
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from services.catalogue.catalogue import FACTS, model_folder
@@ -35,7 +35,9 @@ from services.catalogue.operator import (
 )
 from services.catalogue.store import preparing
 from services.catalogue.tokenizer import Tokenizer
+from services.contracts.errors import JobFailed
 from services.contracts.model import ModelFacts
+from services.models.config_file import first_line, transformers_config
 from services.models.load import WEIGHTS, LoadedModel, load_model, read_config
 from services.models.native import read_native_config
 from services.models.probe import mlp_width, probe_sites
@@ -48,23 +50,33 @@ def prepare_model(entry: ModelEntry, root: Path, home: Path) -> ModelFacts:
     """Put the model that `entry` describes into the store under `home`, and return its facts.
 
     Raises:
-        CatalogueError: the source is missing, leaves its root, has another sha256, or lacks a file that it needs.
+        CatalogueError: the source is missing, leaves its root, has another sha256, lacks a file that it needs, or has
+            one that cannot be read.
     """
     transformers_logging.disable_progress_bar()
     folder = model_folder(home, entry.id)
     with preparing(folder, entry) as partial:
-        match entry.source:
-            case GgufSource():
-                _take_gguf(entry.source, root, partial)
-            case FolderSource():
-                _take_folder(resolve_inside(root, entry.source.path), entry.source.sha256, partial)
-            case NativeSource():
-                _take_native(resolve_inside(root, entry.source.path), entry.source.sha256, partial)
-            case HuggingFaceSource():
-                _take_folder(_cached_snapshot(entry.source, root), entry.source.sha256, partial)
-        facts = _facts(entry, partial)
+        try:
+            _take(entry, root, partial)
+            facts = _facts(entry, partial)
+        except SafetensorError as error:
+            raise CatalogueError(f"{entry.id}: its weights are not valid safetensors: {first_line(error)}") from error
+        except JobFailed as error:
+            raise CatalogueError(f"{entry.id}: {error.message}") from error
         (partial / FACTS).write_text(facts.model_dump_json(indent=2), encoding="utf-8")
     return facts
+
+
+def _take(entry: ModelEntry, root: Path, partial: Path) -> None:
+    match entry.source:
+        case GgufSource():
+            _take_gguf(entry.source, root, partial)
+        case FolderSource():
+            _take_folder(resolve_inside(root, entry.source.path), entry.source.sha256, partial)
+        case NativeSource():
+            _take_native(resolve_inside(root, entry.source.path), entry.source.sha256, partial)
+        case HuggingFaceSource():
+            _take_folder(_cached_snapshot(entry.source, root), entry.source.sha256, partial)
 
 
 def _take_gguf(source: GgufSource, root: Path, partial: Path) -> None:
@@ -83,7 +95,7 @@ def _take_gguf(source: GgufSource, root: Path, partial: Path) -> None:
 
 def _take_folder(folder: Path, sha256: str, partial: Path) -> None:
     _take_weights_and_tokenizer(folder, sha256, partial)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = transformers_config(folder)
     if not config.architectures:
         raise CatalogueError(f"{folder}/config.json names no architecture: set `architectures`")
     config.save_pretrained(partial)
@@ -91,10 +103,7 @@ def _take_folder(folder: Path, sha256: str, partial: Path) -> None:
 
 def _take_native(folder: Path, sha256: str, partial: Path) -> None:
     _take_weights_and_tokenizer(folder, sha256, partial)
-    try:
-        config = read_native_config(folder)
-    except ValidationError as error:
-        raise CatalogueError(f"{folder}/config.json does not describe a native model: {error}") from error
+    config = read_native_config(folder)
     (partial / "config.json").write_text(config.model_dump_json(indent=2, exclude_none=True), encoding="utf-8")
 
 
@@ -142,9 +151,7 @@ def _facts(entry: ModelEntry, folder: Path) -> ModelFacts:
 
 def _declared_facts(entry: ModelEntry, folder: Path, config: Any) -> ModelFacts:
     """The facts that stand in the files, before the model has been loaded once."""
-    bos_token_id = _bos_token_id(folder, config)
-    tokenizer = Tokenizer(folder, bos_token_id, config.vocab_size)
-    special = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a", add_special_tokens=True).ids
+    bos_token_id, special, has_chat_template = _tokenizer_facts(entry, folder, config)
     heads = config.num_attention_heads
     return ModelFacts(
         id=entry.id,
@@ -165,7 +172,7 @@ def _declared_facts(entry: ModelEntry, folder: Path, config: Any) -> ModelFacts:
         context=config.max_position_embeddings,
         bos_token_id=bos_token_id,
         prepends_bos=bos_token_id is not None and special[:1] == [bos_token_id],
-        has_chat_template=tokenizer.has_chat_template,
+        has_chat_template=has_chat_template,
         parallel_blocks=False,
         post_norms=False,
         logit_soft_cap=getattr(config, "final_logit_softcapping", None),
@@ -186,6 +193,17 @@ def _measured_facts(model: LoadedModel) -> dict[str, Any]:
         "weight_bytes": model.nbytes,
         "token_layers_per_second": round(token_layers_per_second(model), 1),
     }
+
+
+def _tokenizer_facts(entry: ModelEntry, folder: Path, config: Any) -> tuple[int | None, list[int], bool]:
+    """(the BOS, how the tokenizer itself reads "a", whether there is a chat template)."""
+    try:
+        bos_token_id = _bos_token_id(folder, config)
+        tokenizer = Tokenizer(folder, bos_token_id, config.vocab_size)
+        read = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a", add_special_tokens=True)
+    except Exception as error:  # of the tokenizers library: it raises Exception itself
+        raise CatalogueError(f"{entry.id}: its tokenizer cannot be read: {first_line(error)}") from error
+    return bos_token_id, read.ids, tokenizer.has_chat_template
 
 
 def _bos_token_id(folder: Path, config: Any) -> int | None:

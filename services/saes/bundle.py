@@ -12,14 +12,14 @@ from services.saes.activation import Activation, Gated, JumpRelu, Relu, TopK
 from services.saes.config import (
     CONFIG_FILE,
     EXTRAS_FILE,
-    OLD_SCALE,
     WEIGHTS_FILE,
     SaeConfig,
-    check_header,
     read_config,
+    refuse_other_sha256,
     sha256_of,
 )
 from services.saes.errors import InvalidBundle, SaeMismatch
+from services.saes.header import OLD_SCALE, check_header
 from services.saes.sae import Sae
 
 SAELENS_FORMAT = "6.54.12"
@@ -45,17 +45,18 @@ def load_sae(
     dtype: torch.dtype = torch.float32,
     *,
     expected_sha256: str | None = None,
+    expected_config_sha256: str | None = None,
     expected_extras_sha256: str | None = None,
     d_model: int | None = None,
 ) -> Sae:
     """Loads an SAE or a transcoder that reads `d_model` dimensions.
 
-    `expected_sha256` is that of its weights file, `expected_extras_sha256` that of its mean activation's.
+    `expected_sha256` is that of its weights file, the others those of its cfg.json and of its mean activation's file.
 
     Raises InvalidBundle for files that are missing, damaged, tampered with or unsupported, SaeMismatch when the widths
     differ.
     """
-    config = read_config(folder)
+    config, config_sha256 = read_config(folder, expected_sha256=expected_config_sha256)
     if d_model is not None and config.d_in != d_model:
         raise SaeMismatch(f"SAE {folder.name} reads {config.d_in} dimensions, the model has {d_model} there")
     path = folder / WEIGHTS_FILE
@@ -80,6 +81,7 @@ def load_sae(
         norm_threshold=config.metadata.lensd.norm_threshold,
         mean_activation=_mean_activation(folder, config, device, dtype),
         sha256=sha256,
+        config_sha256=config_sha256,
         normalize_activations=config.normalize_activations,
         decoder_norms_folded=folded,
         hook_name_out=config.metadata.hook_name_out if config.transcodes else None,
@@ -103,8 +105,7 @@ def _pinned(path: Path, expected: str | None) -> str:
         sha256 = sha256_of(path)
     except OSError as error:
         raise InvalidBundle(f"{path.parent.name}/{path.name} cannot be read") from error
-    if expected is not None and sha256 != expected:
-        raise InvalidBundle(f"{path.parent.name}/{path.name} has sha256 {sha256}, expected {expected}")
+    refuse_other_sha256(f"{path.parent.name}/{path.name}", sha256, expected)
     return sha256
 
 

@@ -1,4 +1,4 @@
-"""Reading what an SAE's folder says about itself, without torch and before any tensor is allocated.
+"""Reading what an SAE's folder says about itself, without torch.
 
 The folder is SAELens' (6.0 and later): `cfg.json` and `sae_weights.safetensors`. SAELens keeps unknown keys of
 `metadata` and ignores other files, so what lensd stores besides travels as `metadata.lensd` in cfg.json (model id, norm
@@ -6,13 +6,12 @@ threshold) and in `lensd.safetensors` (the mean activation). A folder without th
 """
 
 import hashlib
-import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from services.saes.errors import InvalidBundle
 from services.saes.legacy import as_of_6_0
@@ -22,10 +21,7 @@ from services.saes.unread import refuse_other_files, refuse_unread
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
 EXTRAS_FILE = "lensd.safetensors"
-MAX_HEADER_BYTES = 1_000_000
-DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-OLD_SCALE = "scaling_factor"
-"""A tensor that SAELens wrote for a while: all ones, or an SAE fine-tuned in a way that it no longer reads."""
+MAX_JSON_BYTES = 1_000_000
 
 HookName = Annotated[str, Field(pattern=r"^blocks\.\d{1,4}\.[a-z0-9_.]+$")]
 
@@ -69,7 +65,7 @@ class SaeConfig(BaseModel):
     d_in: int = Field(gt=0, le=1 << 17)
     d_out: int | None = Field(default=None, gt=0, le=1 << 17)
     d_sae: int = Field(gt=0, le=1 << 22)
-    k: int | None = Field(default=None, gt=0)
+    k: int | None = Field(default=None, gt=0, le=1 << 22)
     apply_b_dec_to_input: bool = True
     rescale_acts_by_decoder_norm: bool = False
     normalize_activations: Normalization = "none"
@@ -107,32 +103,65 @@ class SaeConfig(BaseModel):
         }
 
 
-def read_config(folder: Path) -> SaeConfig:
-    """Reads and checks `cfg.json`, one of before SAELens 6.0 included. Raises InvalidBundle."""
+def read_config(folder: Path, *, expected_sha256: str | None = None) -> tuple[SaeConfig, str]:
+    """`cfg.json`, one of before SAELens 6.0 included, and the sha256 of the very bytes that were read.
+
+    Raises InvalidBundle, for another sha256 than the expected one before anything is made of them.
+    """
     path, name = folder / CONFIG_FILE, f"{folder.name}/{CONFIG_FILE}"
     try:
-        content = _read_json(path.read_bytes())
-        if isinstance(content, dict):
-            content = as_of_6_0(content)
-            refuse_unread(content, name)
-        config = SaeConfig.model_validate(content)
+        content = read_bounded(path)
     except OSError as error:
         refuse_other_files(folder)
         raise InvalidBundle(f"no SAE in {folder.name}: {CONFIG_FILE} cannot be read") from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    refuse_other_sha256(name, sha256, expected_sha256)
+    config = _parsed(parse_json(content, name), name)
+    _refuse_misfits(config, name)
+    return config, sha256
+
+
+def _parsed(content: Any, name: str) -> SaeConfig:
+    if isinstance(content, dict):
+        content = as_of_6_0(content)
+        refuse_unread(content, name)
+    try:
+        return SaeConfig.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise InvalidBundle(f"{name}: {where}: {first['msg']}, not {first['input']!r:.80}") from error
-    _refuse_misfits(config, name)
-    return config
 
 
-def _read_json(content: bytes) -> Any:
-    """What it holds; what is not JSON as it is, which no config is."""
+def read_bounded(path: Path) -> bytes:
+    """The bytes of a small file. Raises InvalidBundle for one of over MAX_JSON_BYTES, which is not read; OSError."""
+    with path.open("rb") as file:
+        content = file.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise InvalidBundle(f"{path.parent.name}/{path.name} has over {MAX_JSON_BYTES} bytes, more than lensd reads")
+    return content
+
+
+def parse_json(content: bytes, name: str) -> Any:
+    """What the file `name` holds; raises InvalidBundle for what is no JSON, or is nested over 200 deep."""
     try:
-        return json.loads(content)
-    except ValueError:
-        return content
+        return from_json(content)
+    except ValueError as error:
+        raise InvalidBundle(f"{name}: the file is no JSON that lensd reads: {error}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """What a small JSON file holds; raises InvalidBundle when that is no object; OSError."""
+    content = parse_json(read_bounded(path), path.name)
+    if not isinstance(content, dict):
+        raise InvalidBundle(f"{path.name} is no JSON object")
+    return content
+
+
+def refuse_other_sha256(name: str, found: str, expected: str | None) -> None:
+    """Raises InvalidBundle when another sha256 was expected of the file `name`."""
+    if expected is not None and found != expected:
+        raise InvalidBundle(f"{name} has sha256 {found}, expected {expected}")
 
 
 def _refuse_misfits(config: SaeConfig, name: str) -> None:
@@ -160,54 +189,6 @@ def _misfits(config: SaeConfig) -> Iterator[str]:
         yield "a transcoder needs metadata.hook_name_out: without it nobody knows where it writes"
     if config.apply_b_dec_to_input:
         yield "apply_b_dec_to_input is true: a transcoder's b_dec is of its output; set it to false"
-
-
-def check_header(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Checks a safetensors file's header against the expected tensors and the file's own length.
-
-    Raises InvalidBundle when the file is truncated, padded, oversized, or holds other tensors than `shapes`.
-    """
-    name = f"{path.parent.name}/{path.name}"
-    size, header, start = _header(path, name)
-    if OLD_SCALE in header and "b_enc" in shapes:
-        shapes = {**shapes, OLD_SCALE: shapes["b_enc"]}
-    if set(header) != set(shapes):
-        raise InvalidBundle(f"{name} holds the tensors {sorted(header)[:8]}, expected {sorted(shapes)}")
-    end = 0
-    for tensor, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        if tuple(entry["shape"]) != shapes[tensor]:
-            raise InvalidBundle(
-                f"{name}: {tensor} has shape {entry['shape']}, {CONFIG_FILE} says {list(shapes[tensor])}"
-            )
-        if entry["dtype"] not in DTYPE_BYTES:
-            raise InvalidBundle(f"{name}: {tensor} has dtype {entry['dtype']}, expected one of {sorted(DTYPE_BYTES)}")
-        expected = [end, end + math.prod(entry["shape"]) * DTYPE_BYTES[entry["dtype"]]]
-        if entry["data_offsets"] != expected:
-            raise InvalidBundle(f"{name}: {tensor} lies at {entry['data_offsets']}, expected {expected}")
-        end = expected[1]
-    if start + end != size:
-        raise InvalidBundle(f"{name} has {size} bytes, its header announces {start + end}: truncated or padded")
-
-
-def _header(path: Path, name: str) -> tuple[int, dict[str, Any], int]:
-    """(file size, header without metadata, where the data begins)."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
-                raise InvalidBundle(
-                    f"{name} is no safetensors file, or truncated: a header of {length} bytes in {size}"
-                )
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        for entry in header.values():
-            (entry["dtype"], [int(n) for n in entry["shape"]], [int(n) for n in entry["data_offsets"]])
-    except OSError as error:
-        raise InvalidBundle(f"{name} cannot be read") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InvalidBundle(f"{name} has no valid safetensors header") from error
-    return size, header, 8 + length
 
 
 def sha256_of(path: Path) -> str:

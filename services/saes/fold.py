@@ -21,7 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from services.saes.bundle import SAELENS_FORMAT, write_tensors
-from services.saes.config import CONFIG_FILE, WEIGHTS_FILE, SaeConfig, check_header, read_config
+from services.saes.config import CONFIG_FILE, WEIGHTS_FILE, SaeConfig, parse_json, read_bounded, read_config
+from services.saes.errors import InvalidBundle
+from services.saes.header import check_header
 from services.saes.legacy import as_of_6_0
 
 SCALED = "expected_average_only_in"
@@ -40,8 +42,8 @@ def fold(folder: Path, norm_scale: float | None) -> None:
     """
     path = folder / CONFIG_FILE
     try:
-        config = as_of_6_0(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        config = as_of_6_0(parse_json(read_bounded(path), CONFIG_FILE))
+    except (OSError, InvalidBundle, TypeError):
         return
     if not isinstance(config.get("metadata"), dict):
         return
@@ -50,7 +52,7 @@ def fold(folder: Path, norm_scale: float | None) -> None:
     if scale is None and not centred:
         return
     path.write_text(json.dumps(_folded(config, scale, centred), indent=2), encoding="utf-8")
-    read, weights_path = read_config(folder), folder / WEIGHTS_FILE
+    (read, _), weights_path = read_config(folder), folder / WEIGHTS_FILE
     check_header(weights_path, read.shapes())
     weights = {name: tensor.float() for name, tensor in load_file(weights_path).items()}
     if scale is not None:

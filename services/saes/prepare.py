@@ -1,6 +1,5 @@
 """From the operator's SAE folder to a folder of the store, with the facts that the gateway reads."""
 
-import json
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +16,8 @@ from services.contracts.model import ModelFacts
 from services.contracts.place import width_of
 from services.contracts.sae import IndexFacts, SaeFacts, SaeOutput
 from services.saes.bundle import load_sae
-from services.saes.config import CONFIG_FILE, EXTRAS_FILE, WEIGHTS_FILE, sha256_of
+from services.saes.config import CONFIG_FILE, EXTRAS_FILE, WEIGHTS_FILE, read_object, refuse_other_sha256, sha256_of
+from services.saes.errors import InvalidBundle, SaeMismatch
 from services.saes.fold import fold
 from services.saes.hooks import Place, place_of
 from services.saes.released import check_weights, take_released
@@ -35,28 +35,36 @@ def prepare_sae(entry: AnySaeEntry, root: Path, home: Path) -> SaeFacts:
             does not fit its model.
     """
     with preparing(sae_folder(home, entry.id), entry) as partial:
-        if isinstance(entry, SaeLensEntry):
-            if entry.path is not None:
-                _take(resolve_inside(root, entry.path), (CARD_FILE, INDEX_FILE), partial)
-            norm_scale = take_released(entry, root, partial)
-        else:
-            _take(resolve_inside(root, entry.path), ALL_FILES, partial)
-            norm_scale = None
-            check_weights(entry, partial / WEIGHTS_FILE)
         try:
-            fold(partial, norm_scale)
+            fold(partial, _take_all(entry, root, partial))
             sae = load_sae(
                 partial,
                 torch.device("cpu"),
                 torch.float32,
                 expected_extras_sha256=entry.extras_sha256 if isinstance(entry, SaeEntry) else None,
             )
-        except LensdError as error:
+            facts = _facts(entry, sae, partial)
+        except (InvalidBundle, SaeMismatch) as error:
             raise CatalogueError(f"{entry.id}: {error.message}") from error
-        facts = _facts(entry, sae, partial)
         _refuse_misfit(facts, sae.model_id, home)
         (partial / FACTS).write_text(facts.model_dump_json(indent=2), encoding="utf-8")
     return facts
+
+
+def _take_all(entry: AnySaeEntry, root: Path, partial: Path) -> float | None:
+    """Fill `partial` with what the operator pinned; returns the norm scale of its release, if it has one."""
+    try:
+        if isinstance(entry, SaeLensEntry):
+            if entry.path is not None:
+                _take(resolve_inside(root, entry.path), (CARD_FILE, INDEX_FILE), partial)
+            return take_released(entry, root, partial)
+        _take(resolve_inside(root, entry.path), ALL_FILES, partial)
+    except OSError as error:
+        raise CatalogueError(f"{entry.id}: its files cannot be copied: {error}") from error
+    check_weights(entry, partial / WEIGHTS_FILE)
+    if entry.config_sha256 is not None and (partial / CONFIG_FILE).is_file():
+        refuse_other_sha256(CONFIG_FILE, sha256_of(partial / CONFIG_FILE), entry.config_sha256)
+    return None
 
 
 def _take(source: Path, names: tuple[str, ...], partial: Path) -> None:
@@ -87,10 +95,11 @@ def _facts(entry: AnySaeEntry, sae: Sae, folder: Path) -> SaeFacts:
             "decoder_norms_folded": sae.decoder_norms_folded,
             "normalize_activations": sae.normalize_activations,
             "sha256": sae.sha256,
+            "config_sha256": sae.config_sha256,
             "extras_sha256": sha256_of(extras) if (extras := folder / EXTRAS_FILE).is_file() else None,
             "license": entry.license,
             "index": _index_facts(entry, sae, folder / INDEX_FILE),
-            "card": json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {},
+            "card": read_object(card) if card.is_file() else {},
         }
     )
 

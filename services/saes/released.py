@@ -9,10 +9,19 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from yaml import YAMLError
 
 from services.catalogue.operator import AnySaeEntry, CatalogueError, SaeLensEntry, file_sha256
 from services.saes.bundle import write_tensors
-from services.saes.config import CONFIG_FILE, WEIGHTS_FILE
+from services.saes.config import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    parse_json,
+    read_bounded,
+    read_object,
+    refuse_other_sha256,
+    sha256_of,
+)
 from services.saes.formats.origin import Format, Origin
 from services.saes.hub import HubFolder, cached_files, locate
 
@@ -20,7 +29,8 @@ from services.saes.hub import HubFolder, cached_files, locate
 def take_released(entry: SaeLensEntry, root: Path, partial: Path) -> float | None:
     """Fills `partial` with cfg.json, overrides of the release included, and the weights; returns its norm scale.
 
-    Raises CatalogueError for files that are not in the cache, not the pinned ones, or not laid out as expected.
+    Raises CatalogueError or InvalidBundle for files that are not in the cache, not the pinned ones, or not laid out as
+    expected.
     """
     located = locate(entry)
     files = cached_files(entry, located, root)
@@ -43,20 +53,21 @@ def _copy(entry: SaeLensEntry, located: HubFolder, files: Mapping[str, Path], pa
     """The files themselves, not links to them."""
     for path, name in zip(files.values(), (WEIGHTS_FILE, CONFIG_FILE), strict=True):
         shutil.copyfile(path, partial / name)
+    config = partial / CONFIG_FILE
+    refuse_other_sha256(CONFIG_FILE, sha256_of(config), entry.config_sha256)
     if located.overrides:
-        try:
-            config = dict(json.loads((partial / CONFIG_FILE).read_bytes()))
-        except (ValueError, TypeError) as error:
-            raise CatalogueError(f"{entry.id}: {CONFIG_FILE} is no JSON object") from error
-        (partial / CONFIG_FILE).write_text(json.dumps(config | dict(located.overrides)), encoding="utf-8")
+        config.write_text(json.dumps(read_object(config) | dict(located.overrides)), encoding="utf-8")
 
 
 def _convert(entry: SaeLensEntry, located: HubFolder, layout: Format, files: Mapping[str, Path], partial: Path) -> None:
+    if entry.config_sha256 is not None:
+        message = f"{located.repository} has no {CONFIG_FILE} of its own: leave config_sha256 out, its commit pins it"
+        raise CatalogueError(f"{entry.id}: {message}")
     try:
         said = {name: _said(path, name) for name, path in files.items() if name != located.weights}
         origin = Origin(located.repository, located.folder, said, load_file(files[located.weights]))
         made = layout.convert(origin)
-    except (ValueError, LookupError, TypeError, ArithmeticError, SafetensorError, yaml.YAMLError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError, SafetensorError, YAMLError) as error:
         raise CatalogueError(
             f"{entry.id}: {located.folder} of {located.repository} is not laid out as SAELens reads it: {error}"
         ) from error
@@ -65,5 +76,5 @@ def _convert(entry: SaeLensEntry, located: HubFolder, layout: Format, files: Map
 
 
 def _said(path: Path, name: str) -> Any:
-    content = path.read_bytes()
-    return json.loads(content) if name.endswith(".json") else yaml.safe_load(content)
+    content = read_bounded(path)
+    return parse_json(content, name) if name.endswith(".json") else yaml.safe_load(content)

@@ -35,7 +35,8 @@ FEW = 8
 
 @dataclass(frozen=True, eq=False)
 class Sae:
-    """Weights and conventions of one SAE. `sha256` is that of its weights file, empty for one made in memory.
+    """Weights and conventions of one SAE. `sha256` is that of its weights file, `config_sha256` that of its cfg.json;
+    both are empty for one made in memory.
 
     `prepend_bos`: whether it was trained on rows that begin with BOS; None if unknown. `mean_activation`, over its
     training tokens within the threshold, is what explained variance and mean ablation are measured against: of what it
@@ -55,6 +56,7 @@ class Sae:
     norm_threshold: float | None = None
     mean_activation: Float[Tensor, " d_out"] | None = None
     sha256: str = ""
+    config_sha256: str = ""
     normalize_activations: Normalization = "none"
     decoder_norms_folded: bool = False
     hook_name_out: str | None = None

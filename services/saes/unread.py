@@ -37,7 +37,7 @@ def refuse_unread(config: Mapping[str, Any], name: str) -> None:
 def _metadata_unread(metadata: Mapping[str, Any]) -> Iterator[str]:
     head = metadata.get("hook_head_index")
     if head is not None:
-        yield f"hook_head_index is {head}: it reads one head; lensd reads a site with all of its heads"
+        yield f"hook_head_index is {head!r:.80}: it reads one head; lensd reads a site with all of its heads"
     processing = metadata.get("model_from_pretrained_kwargs") or {}
     for key, what in WEIGHT_PROCESSING.items():
         if isinstance(processing, dict) and processing.get(key):

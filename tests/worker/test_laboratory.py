@@ -1,13 +1,16 @@
 """What a worker's laboratory does about SAEs: those that do not fit are kept out, a damaged one fails its job alone."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from services.catalogue.catalogue import open_catalogue, sae_folder
+from services.catalogue.catalogue import FACTS, open_catalogue, sae_folder
 from services.catalogue.operator import CatalogueError, SaeEntry, file_sha256
 from services.contracts.errors import ErrorCode
 from services.contracts.features import FeaturesResult
@@ -17,7 +20,7 @@ from services.jobs.memory import MemoryJobStore
 from services.jobs.policy import JobPolicy
 from services.jobs.record import Claim, Size
 from services.saes.bundle import save_sae
-from services.saes.config import WEIGHTS_FILE
+from services.saes.config import CONFIG_FILE, EXTRAS_FILE, WEIGHTS_FILE
 from services.saes.errors import InvalidBundle
 from services.saes.prepare import prepare_sae
 from services.saes.sae import Relu, Sae, TopK
@@ -99,6 +102,71 @@ def test_an_sae_damaged_after_it_was_prepared_fails_its_job_and_the_next_one_suc
     assert isinstance(laboratory.run(claim("sound"), JobTicket("3", "ada")), FeaturesResult)
 
 
+@pytest.fixture
+def served(root: Path) -> Iterator[Callable[[], Laboratory]]:
+    """Starts laboratories that read the store as it is by then."""
+    with ExitStack() as stack:
+
+        def start() -> Laboratory:
+            settings = WorkerSettings(home=root / "home", threads=1)
+            started = Laboratory(settings, open_catalogue(root / "home"), lambda _: None)
+            stack.callback(started.close)
+            return started
+
+        yield start
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"k": 3}, {"apply_b_dec_to_input": False}, {"metadata": {"lensd": {"norm_threshold": 1.0}}}, {"d_in": {}}],
+)
+def test_a_config_changed_after_it_was_prepared_fails_its_job_and_the_next_one_succeeds(
+    root: Path, served: Callable[[], Laboratory], change: dict[str, Any]
+) -> None:
+    prepare(root, "changed")
+    laboratory, path = served(), sae_folder(root / "home", "changed") / CONFIG_FILE
+    config = json.loads(path.read_text())
+    metadata = config["metadata"] | change.get("metadata", {})
+    path.write_text(json.dumps(config | change | {"metadata": metadata}))
+    with pytest.raises(InvalidBundle, match=r"changed/cfg.json has sha256") as refused:
+        laboratory.run(claim("changed"), JobTicket("1", "ada"))
+    assert refused.value.code is ErrorCode.SAE_UNAVAILABLE
+    assert isinstance(laboratory.run(claim("sound"), JobTicket("2", "ada")), FeaturesResult)
+
+
+def test_a_mean_activation_that_came_after_the_preparing_fails_its_job(
+    root: Path, served: Callable[[], Laboratory]
+) -> None:
+    prepare(root, "extended")
+    save_file({"mean_activation": torch.ones(32)}, sae_folder(root / "home", "extended") / EXTRAS_FILE)
+    with pytest.raises(InvalidBundle, match=r"lensd.safetensors was not there when extended was prepared"):
+        served().run(claim("extended"), JobTicket("1", "ada"))
+
+
+def test_a_result_names_the_config_that_it_was_computed_with(root: Path, laboratory: Laboratory) -> None:
+    result = laboratory.run(claim("sound"), JobTicket("1", "ada"))
+    sae, files = result.provenance.sae, sae_folder(root / "home", "sound")
+    assert sae is not None
+    assert (sae.sha256, sae.config_sha256) == (file_sha256(files / WEIGHTS_FILE), file_sha256(files / CONFIG_FILE))
+
+
+def test_an_sae_prepared_before_configs_were_pinned_is_refused_with_what_to_do(
+    root: Path, served: Callable[[], Laboratory]
+) -> None:
+    prepare(root, "older")
+    path = sae_folder(root / "home", "older") / FACTS
+    facts = json.loads(path.read_text())
+    del facts["config_sha256"]
+    path.write_text(json.dumps(facts))
+    laboratory = served()
+    with pytest.raises(InvalidBundle, match=r"run `lensd-worker prepare older`") as refused:
+        laboratory.run(claim("older"), JobTicket("1", "ada"))
+    assert refused.value.code is ErrorCode.SAE_UNAVAILABLE
+    assert isinstance(laboratory.run(claim("sound"), JobTicket("2", "ada")), FeaturesResult)
+    prepare(root, "older")
+    assert isinstance(served().run(claim("older"), JobTicket("3", "ada")), FeaturesResult)
+
+
 def test_a_laboratory_says_what_computes_a_job(root: Path, laboratory: Laboratory) -> None:
     spec, catalogue = claim("sound").spec, open_catalogue(root / "home")
     said = laboratory.fingerprint_of(spec)
@@ -134,16 +202,13 @@ def test_saes_of_heads_and_transcoders_are_loaded_and_run(laboratory: Laboratory
 
 
 def test_a_transcoder_damaged_after_it_was_prepared_fails_its_job_and_the_next_one_succeeds(
-    root: Path,
+    root: Path, served: Callable[[], Laboratory]
 ) -> None:
     prepare(root, "spoilt", **TRANSCODER)
-    spoilt = Laboratory(WorkerSettings(home=root / "home", threads=1), open_catalogue(root / "home"), lambda _: None)
+    laboratory = served()
     path = sae_folder(root / "home", "spoilt") / WEIGHTS_FILE
     path.write_bytes(path.read_bytes()[:-1])
-    try:
-        with pytest.raises(InvalidBundle, match="truncated") as refused:
-            spoilt.run(claim("spoilt"), JobTicket("1", "ada"))
-        assert refused.value.code is ErrorCode.SAE_UNAVAILABLE
-        assert isinstance(spoilt.run(claim("transcoder"), JobTicket("2", "ada")), FeaturesResult)
-    finally:
-        spoilt.close()
+    with pytest.raises(InvalidBundle, match="truncated") as refused:
+        laboratory.run(claim("spoilt"), JobTicket("1", "ada"))
+    assert refused.value.code is ErrorCode.SAE_UNAVAILABLE
+    assert isinstance(laboratory.run(claim("transcoder"), JobTicket("2", "ada")), FeaturesResult)

@@ -80,7 +80,7 @@ def build_indexes(
 def fingerprint(saes: Mapping[str, Sae], corpus: IndexCorpus, model_sha256: str) -> str:
     """Names a pass: the same for the same SAEs, tokens, rows and model."""
     content = [FORMAT_VERSION, ROWS_AT_ONCE, model_sha256, corpus.sha256, corpus.width, len(corpus.tokens)]
-    content += [[sae_id, sae.sha256] for sae_id, sae in saes.items()]
+    content += [[sae_id, sae.sha256, sae.config_sha256] for sae_id, sae in saes.items()]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

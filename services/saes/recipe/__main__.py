@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from services.saes.bundle import load_sae, save_sae
+from services.saes.config import CONFIG_FILE, EXTRAS_FILE, WEIGHTS_FILE, sha256_of
 from services.saes.recipe.activations import cache_activations, cached_activations
 from services.saes.recipe.card import CARD_FILE, README_FILE, card, check_sample, write_card
 from services.saes.recipe.corpus import Corpus, build_corpus
@@ -93,7 +94,12 @@ def _make_sae(
         seconds=stages.of_layer(layer),
     )
     write_card(contents, sample, out)
-    print(f'card: {out / README_FILE}; the catalogue pins this SAE by sha256 = "{sae.sha256}"', flush=True)
+    print(f"card: {out / README_FILE}; the catalogue pins this SAE by {_pins(out)}", flush=True)
+
+
+def _pins(folder: Path) -> str:
+    files = {"sha256": WEIGHTS_FILE, "config_sha256": CONFIG_FILE, "extras_sha256": EXTRAS_FILE}
+    return ", ".join(f'{name} = "{sha256_of(folder / file)}"' for name, file in files.items())
 
 
 def main() -> None:

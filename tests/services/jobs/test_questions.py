@@ -80,7 +80,12 @@ def test_whatever_decides_the_numbers_is_in_the_fingerprint(catalogue: Catalogue
         ),
         *(
             fingerprint(RUNNER, model, sae.model_copy(update=change))
-            for change in ({"sha256": "9" * 64}, {"extras_sha256": "9" * 64}, {"norm_threshold": 9.0})
+            for change in (
+                {"sha256": "9" * 64},
+                {"config_sha256": "9" * 64},
+                {"extras_sha256": "9" * 64},
+                {"norm_threshold": 9.0},
+            )
         ),
     ]
     assert len({known, *others}) == 1 + len(others)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from services.catalogue.catalogue import model_folder, open_catalogue
 from services.catalogue.operator import CatalogueError, HuggingFaceSource, ModelEntry, weights_sha256
 from services.catalogue.store import is_prepared
+from services.contracts.errors import ErrorCode, JobFailed
 from services.contracts.model import ModelFacts
 from services.models.load import load_model
 from services.models.prepare import prepare_model
@@ -120,4 +121,87 @@ def test_a_config_without_an_architecture_is_refused(tmp_path: Path) -> None:
     del config["architectures"]
     path.write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(CatalogueError, match="names no architecture"):
+        prepare_model(entry, tmp_path / "sources", tmp_path)
+
+
+DEEP = b"[" * 100_000
+
+
+DAMAGED_CONFIGS = {
+    "missing": None,
+    "cut short": b"{",
+    "no object": b"[]",
+    "too deep": DEEP,
+    "no text": b"\xff",
+    "another model": b'{"model_type": "unheard_of"}',
+    "too large": b" " * 16_000_001,
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED_CONFIGS.values(), ids=DAMAGED_CONFIGS)
+def test_a_config_that_cannot_be_read_is_refused_when_prepared_and_ends_a_job(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    entry = tiny_entry("llama", tmp_path / "sources")
+    facts = prepare_model(entry, tmp_path / "sources", tmp_path)
+    stored = model_folder(tmp_path, entry.id)
+    for folder in (tmp_path / "sources" / "llama", stored):
+        (folder / "config.json").unlink()
+        if content is not None:
+            (folder / "config.json").write_bytes(content)
+    with pytest.raises(CatalogueError, match=r"^tiny-llama: the model's config.json cannot be read: [^\n]*$"):
+        prepare_model(entry, tmp_path / "sources", tmp_path / "other")
+    with pytest.raises(JobFailed, match=r"config.json cannot be read") as failed:
+        load_model(stored, facts, device=torch.device("cpu"), dtype=torch.float32)
+    assert failed.value.code is ErrorCode.MODEL_UNAVAILABLE
+
+
+def test_fields_that_a_family_does_not_accept_are_refused(tmp_path: Path) -> None:
+    entry = tiny_entry("llama", tmp_path / "sources")
+    path = tmp_path / "sources" / "llama" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"num_hidden_layers": ["three"]}), encoding="utf-8")
+    with pytest.raises(CatalogueError, match=r"^tiny-llama: .*transformers does not accept it: [^\n]*$"):
+        prepare_model(entry, tmp_path / "sources", tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama", "native_attention"])
+@pytest.mark.parametrize(
+    "header",
+    [DEEP, b'{"w": {"dtype": ["F32"], "shape": [Infinity], "data_offsets": [0, 4]}}'],
+    ids=["too deep", "wrong types"],
+)
+def test_weights_with_a_damaged_header_are_refused(tmp_path: Path, family: str, header: bytes) -> None:
+    entry = tiny_entry(family, tmp_path / "sources")
+    path = tmp_path / "sources" / family / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    source = entry.source.model_copy(update={"sha256": weights_sha256([path])})
+    with pytest.raises(CatalogueError, match=r"the weights of tiny-\S+ are not valid safetensors: [^\n]*$"):
+        prepare_model(entry.model_copy(update={"source": source}), tmp_path / "sources", tmp_path)
+
+
+def test_a_damaged_shard_is_refused(tmp_path: Path) -> None:
+    entry = tiny_entry("llama", tmp_path / "sources")
+    whole = tmp_path / "sources" / "llama" / "model.safetensors"
+    damaged = whole.with_name("model-2.safetensors")
+    damaged.write_bytes(len(DEEP).to_bytes(8, "little") + DEEP)
+    source = entry.source.model_copy(update={"sha256": weights_sha256([whole, damaged])})
+    with pytest.raises(CatalogueError, match=r"^tiny-llama: its weights are not valid safetensors: [^\n]*$"):
+        prepare_model(entry.model_copy(update={"source": source}), tmp_path / "sources", tmp_path)
+
+
+def test_a_native_models_weights_of_other_names_are_refused(tmp_path: Path) -> None:
+    entry = tiny_entry("native_attention", tmp_path / "sources")
+    path = tmp_path / "sources" / "native_attention" / "model.safetensors"
+    save_file({"other": torch.zeros(1)}, path)
+    source = entry.source.model_copy(update={"sha256": weights_sha256([path])})
+    with pytest.raises(CatalogueError, match=r"are not those that its config.json describes: [^\n]*$"):
+        prepare_model(entry.model_copy(update={"source": source}), tmp_path / "sources", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", DEEP, b"{}"], ids=["cut short", "too deep", "empty"])
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path, content: bytes) -> None:
+    entry = tiny_entry("llama", tmp_path / "sources")
+    (tmp_path / "sources" / "llama" / "tokenizer.json").write_bytes(content)
+    with pytest.raises(CatalogueError, match=r"^tiny-llama: its tokenizer cannot be read: [^\n]*$"):
         prepare_model(entry, tmp_path / "sources", tmp_path)

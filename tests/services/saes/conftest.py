@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from services.saes.config import CONFIG_FILE, WEIGHTS_FILE
 
@@ -52,3 +52,8 @@ def sae_folder(tmp_path: Path) -> SaeFolder:
         return folder
 
     return write
+
+
+def change_weights(folder: Path, **tensors: torch.Tensor) -> None:
+    """Replaces tensors of the weights file, or adds them."""
+    save_file(load_file(folder / WEIGHTS_FILE) | tensors, folder / WEIGHTS_FILE)

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from services.contracts.errors import ErrorCode
 from services.saes.bundle import load_sae, save_sae
 from services.saes.config import CONFIG_FILE, EXTRAS_FILE, WEIGHTS_FILE, sha256_of
 from services.saes.errors import InvalidBundle, SaeMismatch
 from services.saes.sae import Sae
-from tests.services.saes.conftest import D_MODEL, D_SAE, K, SaeFolder
+from tests.services.saes.conftest import D_MODEL, D_SAE, K, SaeFolder, change_weights
 
 BOTH_ENDS = {"hook_name": "blocks.1.hook_resid_mid", "hook_name_out": "blocks.1.hook_mlp_out"}
 OF_Z = {"hook_name": "blocks.1.attn.hook_z", "hook_name_out": "blocks.1.hook_mlp_out"}
@@ -23,10 +23,6 @@ TRANSCODER: dict[str, Any] = {
     "apply_b_dec_to_input": False,
     "metadata": BOTH_ENDS,
 }
-
-
-def _change(folder: Path, **tensors: torch.Tensor) -> None:
-    save_file(load_file(folder / WEIGHTS_FILE) | tensors, folder / WEIGHTS_FILE)
 
 
 def test_conventions_are_read_from_the_config(sae_folder: SaeFolder) -> None:
@@ -58,7 +54,7 @@ def test_saving_and_loading_encodes_the_same(sae_folder: SaeFolder, tmp_path: Pa
 
 def test_a_damaged_file_is_an_unavailable_sae(sae_folder: SaeFolder) -> None:
     folder = sae_folder()
-    _change(folder, b_dec=torch.full((D_MODEL,), float("nan")))
+    change_weights(folder, b_dec=torch.full((D_MODEL,), float("nan")))
     with pytest.raises(InvalidBundle) as refused:
         load_sae(folder)
     assert refused.value.code == ErrorCode.SAE_UNAVAILABLE
@@ -73,6 +69,20 @@ def test_the_weights_sha256_is_verified(sae_folder: SaeFolder) -> None:
     (folder / WEIGHTS_FILE).write_bytes(content)
     with pytest.raises(InvalidBundle, match="has sha256"):
         load_sae(folder, expected_sha256=expected)
+
+
+def test_the_configs_sha256_is_verified_before_it_is_made_use_of(sae_folder: SaeFolder) -> None:
+    folder = sae_folder()
+    expected = sha256_of(folder / CONFIG_FILE)
+    assert load_sae(folder, expected_config_sha256=expected).config_sha256 == expected
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps(config | {"k": K - 1}))
+    with pytest.raises(InvalidBundle, match=r"cfg.json has sha256 \w{64}, expected"):
+        load_sae(folder, expected_config_sha256=expected)
+    assert load_sae(folder).k == K - 1, "a sound config but for its sha256"
+    (folder / CONFIG_FILE).write_text("{")
+    with pytest.raises(InvalidBundle, match=r"cfg.json has sha256 \w{64}, expected"):
+        load_sae(folder, expected_config_sha256=expected)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])
@@ -98,13 +108,22 @@ def test_trailing_bytes_are_refused(sae_folder: SaeFolder) -> None:
         b"[]",
         b'{"W_enc": {"dtype": "F32"}}',
         b'{"W_enc": {"dtype": "F32", "shape": "x", "data_offsets": [0, 1]}}',
+        b'{"W_enc": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 1]}}',
+        b'{"W_enc": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 1]}}',
+        b'{"W_enc": {"dtype": "F32", "shape": [1], "data_offsets": [0, NaN]}}',
+        b'{"W_enc": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"W_enc": {"dtype": "\\ud800", "shape": [1], "data_offsets": [0, 4]}}',
+        pytest.param(b'{"W_enc": {"shape": [1' + b"0" * 5_000 + b"]}}", id="a number of 5,001 digits"),
+        pytest.param(b'{"W_enc": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", id="100,000 lists deep"),
+        pytest.param(b'{"W_enc": ' + b'{"shape":' * 900 + b"1" + b"}" * 901, id="900 objects deep"),
     ],
 )
 def test_a_damaged_header_is_refused(sae_folder: SaeFolder, header: bytes) -> None:
     folder = sae_folder()
     (folder / WEIGHTS_FILE).write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(InvalidBundle, match="no valid safetensors header"):
+    with pytest.raises(InvalidBundle, match="no valid safetensors header") as refused:
         load_sae(folder)
+    assert len(refused.value.message) < 300
 
 
 def test_a_header_that_announces_a_huge_tensor_is_refused_before_allocation(sae_folder: SaeFolder) -> None:
@@ -119,28 +138,28 @@ def test_a_header_that_announces_a_huge_tensor_is_refused_before_allocation(sae_
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(sae_folder: SaeFolder, value: float) -> None:
     folder = sae_folder()
-    _change(folder, b_enc=torch.full((D_SAE,), value))
+    change_weights(folder, b_enc=torch.full((D_SAE,), value))
     with pytest.raises(InvalidBundle, match="b_enc holds NaN or infinite"):
         load_sae(folder)
 
 
 def test_a_shape_that_contradicts_the_config_is_refused(sae_folder: SaeFolder) -> None:
     folder = sae_folder()
-    _change(folder, W_dec=torch.zeros(D_SAE, D_MODEL + 1))
+    change_weights(folder, W_dec=torch.zeros(D_SAE, D_MODEL + 1))
     with pytest.raises(InvalidBundle, match=r"W_dec has shape \[40, 13\], cfg.json says \[40, 12\]"):
         load_sae(folder)
 
 
 def test_integer_weights_are_refused(sae_folder: SaeFolder) -> None:
     folder = sae_folder()
-    _change(folder, b_dec=torch.zeros(D_MODEL, dtype=torch.int32))
+    change_weights(folder, b_dec=torch.zeros(D_MODEL, dtype=torch.int32))
     with pytest.raises(InvalidBundle, match="b_dec has dtype I32"):
         load_sae(folder)
 
 
 def test_unexpected_tensors_are_refused(sae_folder: SaeFolder) -> None:
     folder = sae_folder()
-    _change(folder, threshold=torch.zeros(D_SAE))
+    change_weights(folder, threshold=torch.zeros(D_SAE))
     with pytest.raises(InvalidBundle, match="threshold"):
         load_sae(folder)
 
@@ -198,6 +217,38 @@ def test_a_config_that_cannot_be_used_is_refused_by_name(
         load_sae(sae_folder(**overrides))
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b'"text"',
+        pytest.param(b"[" * 100_000, id="100,000 lists deep"),
+        pytest.param(b'{"metadata": ' + b"[" * 400 + b"]" * 400 + b"}", id="400 lists deep"),
+        pytest.param(b'{"architecture": ' + b'{"a":' * 900 + b"1" + b"}" * 901, id="900 objects deep"),
+        pytest.param(b'{"k": 1' + b"0" * 5_000 + b"}", id="a number of 5,001 digits"),
+        b'{"d_in": Infinity}',
+        b'{"architecture": ["topk"]}',
+        b'{"metadata": {"hook_head_index": "\\ud800"}}',
+    ],
+)
+def test_a_damaged_config_is_refused_in_one_line(sae_folder: SaeFolder, content: bytes) -> None:
+    folder = sae_folder()
+    (folder / CONFIG_FILE).write_bytes(content)
+    with pytest.raises(InvalidBundle, match=r"sae/cfg.json: ") as refused:
+        load_sae(folder)
+    assert len(refused.value.message) < 300
+    assert "\n" not in refused.value.message
+
+
+def test_a_huge_config_is_refused_unread(sae_folder: SaeFolder) -> None:
+    folder = sae_folder()
+    with (folder / CONFIG_FILE).open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InvalidBundle, match="has over 1000000 bytes"):
+        load_sae(folder)
+
+
 @pytest.mark.parametrize("name", ["params.npz", "ae.pt"])
 def test_weights_that_are_not_safetensors_are_refused_unopened(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"never read")
@@ -224,73 +275,16 @@ def test_a_folder_without_a_config_or_weights_is_refused(sae_folder: SaeFolder, 
         load_sae(folder)
 
 
-OLD = {
-    "architecture": "standard",
-    "d_in": D_MODEL,
-    "d_sae": D_SAE,
-    "dtype": "float32",
-    "device": "cpu",
-    "model_name": "gpt2-small",
-    "hook_point": "blocks.1.hook_resid_pre",
-    "hook_point_layer": 1,
-    "normalize_activations": False,
-    "prepend_bos": False,
-    "context_size": 128,
-}
-
-
-def _old(folder: Path, **changes: Any) -> Path:
-    (folder / CONFIG_FILE).write_text(json.dumps({**OLD, **changes}))
-    return folder
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"apply_b_dec_to_input": False, "normalize_activations": "layer_norm"},
-        {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}},
-        {"normalize_activations": True},
-    ],
-)
-def test_a_config_of_before_6_0_is_read_as_saelens_reads_it(sae_folder: SaeFolder, changes: dict[str, Any]) -> None:
-    from sae_lens import SAE  # noqa: PLC0415 - takes seconds; only the tests that need it pay
-
-    folder = _old(sae_folder(), **changes)
-    _change(folder, scaling_factor=torch.ones(D_SAE))
-    ours, theirs = load_sae(folder), SAE.load_from_disk(folder)
-    x = torch.randn(20, D_MODEL, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        torch.testing.assert_close(ours.encode(x), theirs.encode(x), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(ours.reconstruct(x), theirs(x), rtol=1e-5, atol=1e-5)
-    assert (ours.hook_name, ours.prepend_bos) == ("blocks.1.hook_resid_pre", theirs.cfg.metadata.prepend_bos)
-    assert ours.architecture == theirs.cfg.architecture()
-    assert ours.normalize_activations == theirs.cfg.normalize_activations
-
-
-def test_an_old_config_of_hook_z_is_reshaped_without_saying_so(sae_folder: SaeFolder) -> None:
-    folder = _old(sae_folder(), hook_point="blocks.1.attn.hook_z")
-    assert load_sae(folder).hook_name == "blocks.1.attn.hook_z"
-
-
-def test_a_scale_that_nobody_applies_any_more_is_refused(sae_folder: SaeFolder) -> None:
-    folder = _old(sae_folder(), finetuning_scaling_factor=True)
-    _change(folder, scaling_factor=torch.full((D_SAE,), 1.5))
-    with pytest.raises(InvalidBundle, match="scaling_factor that is not one"):
-        load_sae(folder)
-
-
 def test_a_transcoders_tensors_are_checked_before_allocation_and_moved_together(sae_folder: SaeFolder) -> None:
     folder = sae_folder(**{**TRANSCODER, "architecture": "skip_transcoder"})
     with pytest.raises(InvalidBundle, match=r"holds the tensors .* expected .*W_skip"):
         load_sae(folder)
-    _change(folder, W_dec=torch.zeros(D_SAE, 8), b_dec=torch.zeros(8), W_skip=torch.ones(8, D_MODEL))
+    change_weights(folder, W_dec=torch.zeros(D_SAE, 8), b_dec=torch.zeros(8), W_skip=torch.ones(8, D_MODEL))
     sae = load_sae(folder, d_model=D_MODEL)
     assert (sae.architecture, sae.d_model, sae.d_out) == ("skip_transcoder", D_MODEL, 8)
     assert sae.W_skip is not None
     assert any(tensor is sae.W_skip for tensor in sae.tensors())
     assert sae.to("cpu", torch.float64).reconstruct(torch.ones(1, D_MODEL)).tolist() == [[D_MODEL] * 8]
-    _change(folder, W_skip=torch.full((8, D_MODEL), float("inf")))
+    change_weights(folder, W_skip=torch.full((8, D_MODEL), float("inf")))
     with pytest.raises(InvalidBundle, match="W_skip holds NaN or infinite"):
         load_sae(folder)

@@ -68,7 +68,14 @@ def test_a_repository_is_its_own_release_and_needs_no_saelens(source: Path, tmp_
 def test_what_a_release_overrides_is_in_force(source: Path, tmp_path: Path) -> None:
     cached(tmp_path, source, "JoshEngels/Mistral-7B-Residual-Stream-SAEs", "mistral_7b_layer_8")
     named = entry(file_sha256(source / WEIGHTS_FILE), release="mistral-7b-res-wg", sae_id="blocks.8.hook_resid_pre")
-    assert prepare_sae(named, tmp_path, tmp_path / "home").normalize_activations == "constant_norm_rescale"
+    facts = prepare_sae(named, tmp_path, tmp_path / "home")
+    assert facts.normalize_activations == "constant_norm_rescale"
+    in_cache, in_store = (file_sha256(folder / CONFIG_FILE) for folder in (source, tmp_path / "home/saes/tiny"))
+    assert facts.config_sha256 == in_store != in_cache, "what is pinned for the worker is what is in force"
+    pinned = named.model_copy(update={"config_sha256": in_cache})
+    assert prepare_sae(pinned, tmp_path, tmp_path / "home") == facts
+    with pytest.raises(CatalogueError, match=r"tiny: cfg.json has sha256"):
+        prepare_sae(named.model_copy(update={"config_sha256": in_store}), tmp_path, tmp_path / "home")
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ from services.catalogue.operator import CatalogueError, SaeEntry, file_sha256
 from services.catalogue.store import has_index_of
 from services.contracts.feature_site import sae_violations
 from services.saes.bundle import load_sae
-from services.saes.config import EXTRAS_FILE, WEIGHTS_FILE
+from services.saes.config import CONFIG_FILE, EXTRAS_FILE, WEIGHTS_FILE
 from services.saes.index.contexts import describe
 from services.saes.index.corpus import IndexCorpus
 from services.saes.index.firings import FeatureFirings
 from services.saes.index.writer import write_index
-from services.saes.prepare import prepare_sae
+from services.saes.prepare import CARD_FILE, prepare_sae
 from services.saes.sae import Sae
 from services.saes.shelf import SaeShelf
 from tests.services.saes.conftest import D_MODEL, D_SAE
@@ -186,6 +186,29 @@ def test_a_mean_activation_that_the_catalogue_does_not_expect_is_refused(sae_fol
     save_file({"mean_activation": torch.ones(D_MODEL)}, folder / EXTRAS_FILE)
     with pytest.raises(CatalogueError, match=r"lensd.safetensors has sha256"):
         prepare_sae(pinned, tmp_path, tmp_path / "home")
+
+
+def test_the_config_is_pinned_in_the_facts_and_may_be_in_the_catalogue(sae_folder: SaeFolder, tmp_path: Path) -> None:
+    folder = sae_folder()
+    sha256 = file_sha256(folder / CONFIG_FILE)
+    assert prepare_sae(entry(folder), tmp_path, tmp_path / "home").config_sha256 == sha256
+    pinned = entry(folder, config_sha256=sha256)
+    assert prepare_sae(pinned, tmp_path, tmp_path / "home").config_sha256 == sha256
+    (folder / CONFIG_FILE).write_text((folder / CONFIG_FILE).read_text() + " ")
+    with pytest.raises(CatalogueError, match=r"tiny: .*cfg.json has sha256"):
+        prepare_sae(pinned, tmp_path, tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    "card",
+    [b"{", b"[]", b"[" * 100_000, b"\xff", b" " * 1_000_001],
+    ids=["cut short", "no object", "too deep", "no text", "too large"],
+)
+def test_a_damaged_card_is_refused(sae_folder: SaeFolder, tmp_path: Path, card: bytes) -> None:
+    folder = sae_folder()
+    (folder / CARD_FILE).write_bytes(card)
+    with pytest.raises(CatalogueError, match=r"tiny: .*card.json"):
+        prepare_sae(entry(folder), tmp_path, tmp_path / "home")
 
 
 def indexed(folder: Path, corpus: IndexCorpus, **changes: Any) -> None:
