@@ -41,7 +41,7 @@ def largest(laboratory: Laboratory, used: Sae) -> np.ndarray[Any, np.dtype[np.fl
         x = reference.activations(prompt["tokens"], [place])[place]
         pre = (x - used.b_dec.double()) @ used.W_enc.double() + used.b_enc.double()
         found.append(pre.clamp(min=0).amax(dim=0))
-    return torch.stack(found).numpy()
+    return torch.stack(found).numpy().round(8)  # prompts that begin alike are equal there, but for rounding
 
 
 def test_a_job_reports_the_strongest_features_of_a_thousand_prompts(
@@ -71,6 +71,5 @@ def test_five_hundred_prompts_are_contrasted_with_five_hundred(
         assert feature.mean == pytest.approx(ours.mean(), abs=1e-4)
         assert feature.baseline_mean == pytest.approx(theirs.mean(), abs=1e-4)
         assert feature.auroc == pytest.approx(test.statistic / HALF**2, abs=1e-4)
-        # What is equal only up to rounding counts as equal, here not: that moves a small p-value by a few percent.
-        assert np.log(feature.p_value) == pytest.approx(np.log(test.pvalue), rel=5e-3, abs=0.02)
+        assert feature.p_value == pytest.approx(test.pvalue, rel=0.02)
     assert found.features[0].q_value < 1e-6, "the sets are of other tokens"
