@@ -41,7 +41,7 @@ openapi: install       ## write openapi.yaml from the contracts
 prepare: install       ## put the catalogue's models and SAEs into the store, once
 	@$(BIN)/lensd-worker prepare
 
-sae: prepare           ## train the shipped SAEs again, those whose folders are gone (about an hour on two cores)
+sae: prepare           ## train the shipped SAEs again, those whose folders are gone (about two hours on two cores)
 	$(BIN)/python -m services.saes.recipe --model-dir $(LENSD_HOME)/models/smollm2-135m --out assets/saes
 
 feature-index: prepare ## index the features of the shipped SAEs again, and their pages in docs/features (half an hour on one core)

@@ -119,6 +119,16 @@ JOBS: Mapping[str, Mapping[str, Any]] = {
         "strengths": [0.25, 0.5],
         "unit": "mean_norm",
     },
+    "generation_without_features": {
+        "kind": "generation",
+        "model": "smollm2-135m",
+        "prompts": ["The weather today is"],
+        "max_new_tokens": 24,
+        "steering": [
+            {"type": "feature", "sae": "smollm2-135m-l15-resid-post", "index": 2280, "operation": "project_out"},
+            {"type": "feature", "sae": "smollm2-135m-l15-resid-post", "index": 8, "operation": "ablate"},
+        ],
+    },
     "direction": {
         "kind": "direction",
         "model": "smollm2-135m",

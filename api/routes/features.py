@@ -13,8 +13,8 @@ from api.errors import InvalidParameters, ProblemItem
 from api.routes.labels import FeatureNumber, require_feature
 from api.routes.saes import SaeId
 from services.catalogue.feature_indexes import FeatureFilter, FeatureSort, SortKey
-from services.contracts.base import Contract
-from services.contracts.errors import Refused
+from services.contracts.base import Contract, TokenId
+from services.contracts.errors import ErrorCode, Refused
 from services.contracts.feature_card import FeatureSummary
 
 router = APIRouter(prefix="/v1/saes", tags=["features"])
@@ -33,6 +33,7 @@ class FeatureQuery(BaseModel):
     min_max_activation: Figure = None
     max_max_activation: Figure = None
     promoted: Annotated[Text, Field(description="A token's string among those it promotes, its space included.")] = None
+    promoted_id: Annotated[TokenId | None, Field(description="A token's id among those it promotes.")] = None
     text: Annotated[Text, Field(description="Text within one of its contexts, in any case.")] = None
     label: Annotated[Text, Field(description="Text within a label that the caller sees, in any case.")] = None
     labelled: Annotated[bool | None, Field(description="Whether it has a label that the caller sees.")] = None
@@ -74,6 +75,11 @@ def get_feature(services: Services, key: Reader, sae_id: SaeId, index: FeatureNu
 def list_features(services: Services, key: Reader, sae_id: SaeId, query: Annotated[FeatureQuery, Query()]) -> Response:
     """The features of an SAE that meet every condition, with their strongest contexts and labels."""
     index = services.features.of(services.catalogue_for(key).sae(sae_id).id)
+    if query.promoted is not None and query.promoted_id is not None:
+        message = "a token is named by its string or by its id: leave one out"
+        raise InvalidParameters(
+            (ProblemItem(parameter="promoted_id", code=ErrorCode.INVALID_REQUEST, message=message),)
+        )
     where = _filter(services, key.owner, sae_id, query)
     sort = FeatureSort(query.sort, query.order == "descending")
     try:
@@ -102,7 +108,7 @@ def _filter(services: GatewayServices, owner: str, sae_id: str, query: FeatureQu
         max_density=query.max_density,
         min_max_activation=query.min_max_activation,
         max_max_activation=query.max_max_activation,
-        promoted=query.promoted,
+        promoted=query.promoted_id if query.promoted is None else query.promoted,
         text=query.text,
         only=only,
         but=but,

@@ -49,8 +49,9 @@ class GenerationSpec(Spec):
 
     A strength multiplies the `value` of everything that is added or clamped to; what is ablated or projected out is so
     at every strength. Steering is done in its order, features all together where the first of them stands. `unit` of
-    amounts: `activation`, the feature's own, or multiples of the direction as given; `mean_norm`, so that what is added
-    (a feature's v d, when it is clamped) is as long as that many activations at its site are on average.
+    amounts: `activation`, the feature's own, multiples of the direction as given, or, to clamp a direction, the
+    activation's coordinate along it; `mean_norm`, so that what is added (v d of a feature that is clamped, v d̂ of a
+    direction) is as long as that many activations at its site are on average.
     """
 
     kind: Literal["generation"]

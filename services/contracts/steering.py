@@ -26,22 +26,24 @@ DirectionSite = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp
 
 
 class FeatureSteering(Request):
-    """A feature f with decoder row d, at the SAE's site: `add` x + α d; `clamp` x + (v − f(x)) d; `ablate` is to 0.
+    """A feature f with decoder row d, at the SAE's site: `add` x + α d; `clamp` x + (v − f(x)) d; `ablate` clamps to 0;
+    `project_out` x − (x·d̂) d̂, d̂ being d made one long: whatever lies along d goes, f's or not.
 
-    f(x) is encoded once, from the activation as it comes to the site; nothing is encoded again after a change. Tokens
-    over the SAE's norm threshold are left alone.
+    A job's features change together, by the sum of these changes. All are of the activation as it comes to the site:
+    f(x) is encoded once, and nothing again after a change. Features that are projected out together lose x's part in
+    the span of their d. Tokens over the SAE's norm threshold are left alone.
     """
 
     type: Literal["feature"]
     sae: CatalogueId
     index: FeatureIndex
-    operation: Literal["add", "clamp", "ablate"] = "add"
+    operation: Literal["add", "clamp", "ablate", "project_out"] = "add"
     value: Amount = None
 
     @property
     def scaled(self) -> bool:
         """Whether a strength changes anything."""
-        return self.operation != "ablate"
+        return self.operation in ("add", "clamp")
 
     def violations(self, facts: ModelFacts, pointer: str) -> Iterator[Violation]:
         """An amount where nothing has one."""
@@ -57,7 +59,8 @@ class FeatureSteering(Request):
 
 
 class DirectionSteering(Request):
-    """A direction d, `values`, at a site: `add` x + α d; `project_out` x − (x·d̂) d̂, d̂ being d made one long.
+    """A direction d, `values`, at a site: `add` x + α d; `clamp` x + (v − x·d̂) d̂; `project_out` x − (x·d̂) d̂, which is
+    what ablating a direction is. d̂ is d made one long, so that v does not depend on the length of d.
 
     The `vectors` of a `direction` job are such values.
     """
@@ -66,18 +69,23 @@ class DirectionSteering(Request):
     site: DirectionSite = "resid_post"
     layer: Layer
     values: Annotated[tuple[float, ...], Field(min_length=1, max_length=100_000)]
-    operation: Literal["add", "project_out"] = "add"
+    operation: Literal["add", "clamp", "project_out"] = "add"
     value: Amount = None
 
     @property
     def scaled(self) -> bool:
         """Whether a strength changes anything."""
-        return self.operation == "add"
+        return self.operation != "project_out"
 
     @property
     def length(self) -> float:
         """Of d."""
         return math.hypot(*self.values)
+
+    @property
+    def length_per_amount(self) -> float:
+        """How long the vector is that an amount of 1 stands for: d, or d̂."""
+        return 1.0 if self.operation == "clamp" else self.length
 
     def violations(self, facts: ModelFacts, pointer: str) -> Iterator[Violation]:
         """A layer or site that the model lacks, values as wide as no residual stream, or none to project out."""
@@ -128,15 +136,16 @@ def overflows(steering: Steering, strength: float, unit: Unit) -> bool:
     amount = abs(strength * (1.0 if steering.value is None else steering.value))
     if isinstance(steering, FeatureSteering) or unit == "mean_norm":
         return not amount <= MAX_LENGTH
-    return steering.length <= MAX_LENGTH and not amount * steering.length <= MAX_LENGTH
+    return steering.length <= MAX_LENGTH and not amount * steering.length_per_amount <= MAX_LENGTH
 
 
 class AppliedSteering(Contract):
     """One item of `steering` as it was done.
 
-    `amount`: what strength 1 adds or clamps to, α or v in the item's own formula: activation of the feature, or
-    multiples of the direction as given. `mean_norm`: of the activations at its site, in the unsteered runs of the
-    prompts, without position 0 and without tokens over the SAE's norm threshold; null in the unit `activation`.
+    `amount`: what strength 1 adds or clamps to, α or v in the item's own formula: activation of the feature, multiples
+    of the direction as given, or the activation's coordinate along it when that is clamped. `mean_norm`: of the
+    activations at its site, in the unsteered runs of the prompts, without position 0 and without tokens over the SAE's
+    norm threshold; null in the unit `activation`.
     """
 
     type: Literal["feature", "direction", "head"]

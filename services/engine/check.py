@@ -120,6 +120,9 @@ def _check_features(facts: ModelFacts, intervention: Intervention, length: int) 
     for index, amount in (*change.added, *change.clamped):
         if not 0 <= index < features or not math.isfinite(amount):
             raise InvalidRow(f"feature {index} by {amount}: features are 0..{features - 1}, and amounts finite")
+    for index in change.projected_out:
+        if not 0 <= index < features or not bool(change.dictionary.W_dec[index].norm() > 0):
+            raise InvalidRow(f"feature {index} projected out: features are 0..{features - 1}, their rows not zero")
 
 
 def _is_knockout(intervention: Intervention) -> bool:

@@ -58,16 +58,19 @@ class Dictionary(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class FeatureChange:
-    """x + Σ α d over the features `added`, each by its α, + Σ (v − f(x)) d over those `clamped`, each to its v.
+    """x + Σ α d over the features `added`, each by its α, + Σ (v − f(x)) d over those `clamped`, each to its v, − the
+    part of x in the span of the d of those `projected_out`; of one alone that is (x·d̂) d̂.
 
-    d is a feature's decoder row. Every f is that of the activation as it comes to the site: nothing is encoded again
-    after a change, and what the dictionary does not explain of x stays. Positions at which x is longer than the
-    dictionary's norm threshold stay as they are. At sites with heads x is all heads, one after another.
+    d is a feature's decoder row. Every f, and every such part, is that of the activation as it comes to the site:
+    nothing is encoded again after a change, and what the dictionary does not explain of x stays, unless it lies along
+    what is projected out. Positions at which x is longer than the dictionary's norm threshold stay as they are. At
+    sites with heads x is all heads, one after another.
     """
 
     dictionary: Dictionary
     added: tuple[tuple[int, float], ...] = ()
     clamped: tuple[tuple[int, float], ...] = ()
+    projected_out: tuple[int, ...] = ()
 
 
 Operation = Literal["set", "add", "scale", "project_out", "change_features"]

@@ -36,8 +36,9 @@ class Write:
         match self.value:
             case Tensor():
                 value: Hashable = tuple(self.value.shape[1:])
-            case FeatureChange(dictionary, added, clamped):
-                value = (id(dictionary), *(tuple(index for index, _ in some) for some in (added, clamped)))
+            case FeatureChange(dictionary, added, clamped, projected_out):
+                changed = (tuple(index for index, _ in some) for some in (added, clamped))
+                value = (id(dictionary), *changed, projected_out)
             case number:
                 value = number
         return self.wave, self.operation, self.head is None, value
@@ -144,5 +145,15 @@ def _with_features_changed(
     if like.clamped:
         indices = tuple(index for index, _ in like.clamped)
         change = change + (clamped.to(decoder) - dictionary.encode_columns(x, indices)) @ decoder[list(indices)]
+    if like.projected_out:
+        axes = _axes(decoder[list(like.projected_out)])
+        change = change - x.to(decoder) @ axes.T @ axes
     changed = torch.where(dictionary.within_norm(x)[:, None], x + change.to(x), x)
     return changed.reshape(activation.shape)
+
+
+def _axes(rows: Float[Tensor, "feature d_model"]) -> Float[Tensor, "axis d_model"]:
+    """An orthonormal basis of the span of `rows`, none of them 0; parallel rows share an axis."""
+    _, sizes, axes = torch.linalg.svd(rows / rows.norm(dim=1, keepdim=True), full_matrices=False)
+    spanned: Tensor = axes[sizes > 1e-5 * sizes[0]]
+    return spanned

@@ -2,7 +2,8 @@
 
 1. where an amount is in mean norms, or an SAE leaves tokens alone, run the prompts once and look at the sites;
 2. amount at strength 1: the item's value, or value × mean norm / length of its direction;
-3. at strength s add s·amount, or clamp to it; ablations and projections are the same at every strength.
+3. at strength s add s·amount, or clamp to it; ablations and projections are the same at every strength. A direction is
+   clamped by projecting it out and adding s·amount of it, made one long.
 """
 
 import math
@@ -54,7 +55,11 @@ class Steered:
                 case DirectionSteering(operation="project_out"):
                     yield Onward(site, first, "project_out", torch.tensor(item.values))
                 case DirectionSteering():
-                    added = strength * _known(applied.amount) * torch.tensor(item.values, dtype=torch.float64)
+                    along = torch.tensor(item.values, dtype=torch.float64)
+                    if item.operation == "clamp":
+                        along /= item.length
+                        yield Onward(site, first, "project_out", along.float())
+                    added = strength * _known(applied.amount) * along
                     self._refuse_too_long(strength, float(added.norm()))
                     yield Onward(site, first, "add", added.float())
                 case FeatureSteering() if not changed_features:
@@ -65,12 +70,18 @@ class Steered:
         assert self.sae is not None
         added: list[tuple[int, float]] = []
         clamped: list[tuple[int, float]] = []
+        projected_out: list[int] = []
         for item, applied in zip(self.items, self.applied, strict=True):
-            if isinstance(item, FeatureSteering):
-                amount = strength * applied.amount if applied.amount is not None else 0.0
-                self._refuse_too_long(strength, abs(amount) * float(self.sae.W_dec[item.index].norm()))
-                (added if item.operation == "add" else clamped).append((item.index, amount))
-        return FeatureChange(self.sae, tuple(added), tuple(clamped))
+            if not isinstance(item, FeatureSteering):
+                continue
+            if item.operation == "project_out":
+                _length(item, self.sae)
+                projected_out.append(item.index)
+                continue
+            amount = strength * applied.amount if applied.amount is not None else 0.0
+            self._refuse_too_long(strength, abs(amount) * float(self.sae.W_dec[item.index].norm()))
+            (added if item.operation == "add" else clamped).append((item.index, amount))
+        return FeatureChange(self.sae, tuple(added), tuple(clamped), tuple(projected_out))
 
     def _refuse_too_long(self, strength: float, length: float) -> None:
         if not length <= min(MAX_LENGTH, torch.finfo(self.dtype).max):
@@ -135,8 +146,9 @@ def _applied(
 
 
 def _length(item: FeatureSteering | DirectionSteering, sae: Sae | None) -> float:
+    """Of the vector that an amount of 1 stands for."""
     if isinstance(item, DirectionSteering):
-        return item.length
+        return item.length_per_amount
     assert sae is not None
     length = float(sae.W_dec[item.index].double().norm())
     if length == 0:

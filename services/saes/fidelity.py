@@ -7,6 +7,8 @@ density of i        fraction of tokens on which feature i fires
 x is what the SAE reads; of a transcoder, what it is to rebuild at its output.
 """
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
@@ -46,6 +48,16 @@ class Fidelity:
         self._squared_norm += float(exact.square().sum())
         self._sum += exact.sum(0).cpu()
         return reconstruction
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums so far, exactly: what `restore` goes on from."""
+        numbers = [self.tokens, self._squared_error, self._cosine, self._squared_norm]
+        return {"fired": self.fired, "sum": self._sum, "numbers": torch.tensor(numbers, dtype=torch.float64)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put the sums of `state` in the place of these."""
+        tokens, self._squared_error, self._cosine, self._squared_norm = state["numbers"].tolist()
+        self.tokens, self.fired, self._sum = int(tokens), state["fired"], state["sum"]
 
     @property
     def l0(self) -> float | None:

@@ -28,6 +28,7 @@ from services.saes.index.corpus import IndexCorpus
 from services.saes.index.firings import Firings, FiringsWriter
 from services.saes.index.neighbours import Logits, effects, nearest_by_coactivation, nearest_by_decoder
 from services.saes.index.writer import write_index
+from services.saes.progress import how_far
 from services.saes.sae import Sae
 
 ROWS_AT_ONCE = 48
@@ -100,9 +101,10 @@ def _record_firings(saes: Mapping[str, Sae], corpus: IndexCorpus, runner: Runner
             _write_progress(work, Progress(done + len(batch), _flushed(writers)))
             if time.monotonic() - reported > REPORT_S or done + len(batch) == len(rows):
                 reported = time.monotonic()
-                speed = (batch[-1][1] - first_token) / (reported - started)
-                left = (len(corpus.tokens) - batch[-1][1]) / speed / 60
-                tell(f"{done + len(batch)}/{len(rows)} rows, {speed:.0f} tokens/s, about {left:.0f} min left")
+                seconds, run = reported - started, batch[-1][1]
+                speed = (run - first_token) / seconds
+                far = how_far(run, len(corpus.tokens), first=first_token, seconds=seconds)
+                tell(f"{done + len(batch)}/{len(rows)} rows, {speed:.0f} tokens/s, {far}")
     finally:
         for writer in writers.values():
             writer.close()

@@ -78,8 +78,9 @@ def _make_sae(
     sae = load_sae(out)
     sample = check_sample(recipe, corpus)
     with stages.stage(f"evaluation-l{layer}"):
-        dead = dead_fraction(sae, activations)
-        heldout = evaluate(sae, model, corpus.heldout.tokens)
+        name = f"l{layer}-{sae.sha256}.safetensors"
+        dead = dead_fraction(sae, activations, checkpoint=work_dir / f"dead-{name}")
+        heldout = evaluate(sae, model, corpus.heldout.tokens, checkpoint=work_dir / f"heldout-{name}")
         sample_figures = evaluate(sae, model, sample)
     contents = card(
         recipe,

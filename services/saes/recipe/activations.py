@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from services.saes.progress import how_far
 from services.saes.recipe.corpus import Tokens
 from services.saes.recipe.language_model import LowerModel
 from services.saes.recipe.settings import Recipe
@@ -45,8 +46,9 @@ def cache_activations(recipe: Recipe, model: LowerModel, tokens: Tokens, work_di
             for values in files.values():
                 values.flush()
             done_path.write_text(json.dumps({"rows": done}))
-            speed = (done - first) * context / (time.monotonic() - started)
-            print(f"activations: {done}/{rows} rows, {speed:.0f} tokens/s", flush=True)
+            seconds = time.monotonic() - started
+            speed, far = (done - first) * context / seconds, how_far(done, rows, first=first, seconds=seconds)
+            print(f"activations: {done}/{rows} rows, {speed:.0f} tokens/s, {far}", flush=True)
 
 
 def cached_activations(recipe: Recipe, layer: int, shape: tuple[int, int, int], work_dir: Path) -> Activations:

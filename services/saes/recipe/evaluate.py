@@ -4,10 +4,14 @@
    figure and left untouched in every run.
 2. The upper layers run four times on from the SAE's layer: with x, with x̂, with zeros, and with the stored mean.
 3. Cross-entropies are means over all next-token predictions of the rows, in nats.
+
+With a file for a checkpoint, a measurement that was cut short goes on where it stopped, to the same figures.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,11 +21,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from services.saes.fidelity import Fidelity
+from services.saes.progress import how_far
 from services.saes.recipe.activations import Activations
+from services.saes.recipe.checkpoint import keep, kept
 from services.saes.recipe.language_model import SplitModel
 from services.saes.sae import Sae
 
 RUNS = ("clean", "sae", "zero_ablation", "mean_ablation")
+
+BATCHES_A_CHECKPOINT = 10
 
 
 @dataclass(frozen=True)
@@ -50,32 +58,48 @@ class Figures:
 
 
 class _Totals:
-    """Sums over tokens, in float64."""
+    """Sums over the first `rows` rows, in float64."""
 
     def __init__(self, sae: Sae) -> None:
-        self.tokens = 0
-        self.predictions = 0
+        self.rows = 0
         self.loss = dict.fromkeys(RUNS, 0.0)
         self.fidelity = Fidelity(sae.d_model, sae.d_sae)
 
+    def state(self) -> dict[str, Tensor]:
+        loss = torch.tensor([self.loss[run] for run in RUNS], dtype=torch.float64)
+        return {"rows": torch.tensor(self.rows), "loss": loss, **self.fidelity.state()}
 
-def evaluate(sae: Sae, model: SplitModel, tokens: NDArray[np.int32], rows_at_once: int = 8) -> Figures:
-    """Measures a float32 SAE on rows of tokens [row, position] that begin with BOS."""
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.rows = int(state["rows"])
+        self.loss = dict(zip(RUNS, state["loss"].tolist(), strict=True))
+        self.fidelity.restore(state)
+
+
+def evaluate(
+    sae: Sae, model: SplitModel, tokens: NDArray[np.int32], rows_at_once: int = 8, checkpoint: Path | None = None
+) -> Figures:
+    """Measures a float32 SAE on rows of tokens [row, position] that begin with BOS; `checkpoint` is of these alone."""
     totals = _Totals(sae)
+    if (state := kept(checkpoint)) is not None:
+        totals.restore(state)
+    started, first = time.monotonic(), totals.rows
     with torch.inference_mode():
-        for start in range(0, len(tokens), rows_at_once):
-            _evaluate_rows(sae, model, torch.from_numpy(tokens[start : start + rows_at_once]).long(), totals)
-            if start % (rows_at_once * 10) == 0:
-                print(f"evaluation: {start}/{len(tokens)} rows", flush=True)
-    return _figures(totals, len(tokens), sae)
+        for start in range(first, len(tokens), rows_at_once):
+            batch = torch.from_numpy(tokens[start : start + rows_at_once]).long()
+            _evaluate_rows(sae, model, batch, totals)
+            totals.rows += len(batch)
+            if totals.rows % (rows_at_once * BATCHES_A_CHECKPOINT) == 0 or totals.rows == len(tokens):
+                if checkpoint is not None:
+                    keep(checkpoint, totals.state())
+                far = how_far(totals.rows, len(tokens), first=first, seconds=time.monotonic() - started)
+                print(f"evaluation: {totals.rows}/{len(tokens)} rows, {far}", flush=True)
+    return _figures(totals, tokens, sae)
 
 
 def _evaluate_rows(sae: Sae, model: SplitModel, tokens: Int[Tensor, "row position"], totals: _Totals) -> None:
     assert sae.mean_activation is not None
     x = model.activations(tokens)
     kept = sae.within_norm(x.flatten(0, 1)).view(tokens.shape)
-    totals.tokens += tokens.numel()
-    totals.predictions += tokens[:, 1:].numel()
     replacements = {
         "clean": x[kept],
         "sae": totals.fidelity.add(sae, x[kept]),
@@ -89,13 +113,13 @@ def _evaluate_rows(sae: Sae, model: SplitModel, tokens: Int[Tensor, "row positio
         totals.loss[run] += float(functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="sum"))
 
 
-def _figures(totals: _Totals, rows: int, sae: Sae) -> Figures:
-    clean, spliced, zero, mean = (totals.loss[run] / totals.predictions for run in RUNS)
+def _figures(totals: _Totals, tokens: NDArray[np.int32], sae: Sae) -> Figures:
+    clean, spliced, zero, mean = (totals.loss[run] / tokens[:, 1:].size for run in RUNS)
     fidelity = totals.fidelity
     return Figures(
-        rows=rows,
-        tokens=totals.tokens,
-        tokens_over_norm=totals.tokens - fidelity.tokens,
+        rows=len(tokens),
+        tokens=tokens.size,
+        tokens_over_norm=tokens.size - fidelity.tokens,
         l0=_measured(fidelity.l0),
         explained_variance=_measured(fidelity.explained_variance(sae.mean_activation)),
         cosine=_measured(fidelity.cosine),
@@ -117,15 +141,23 @@ def _measured(figure: float | None) -> float:
     return figure
 
 
-def dead_fraction(sae: Sae, activations: Activations) -> float:
-    """The fraction of features that fire on no training token."""
-    fired = torch.zeros(sae.d_sae, dtype=torch.bool)
+def dead_fraction(
+    sae: Sae, activations: Activations, tokens_at_once: int = 8_192, checkpoint: Path | None = None
+) -> float:
+    """The fraction of features that fire on no training token; `checkpoint` is of these alone."""
+    kept_tokens = activations.kept
+    state = kept(checkpoint) or {"fired": torch.zeros(sae.d_sae, dtype=torch.bool), "tokens": torch.tensor(0)}
+    fired, done = state["fired"], int(state["tokens"])
+    started, first = time.monotonic(), done
     with torch.inference_mode():
-        for indices in _batches(activations.kept, 8192):
+        for start in range(first, len(kept_tokens), tokens_at_once):
+            indices = kept_tokens[start : start + tokens_at_once]
             values, features = sae.encode_top(torch.from_numpy(activations.values[indices]).float(), sae.k or sae.d_sae)
             fired[features[values > 0]] = True
+            done += len(indices)
+            if done % (tokens_at_once * BATCHES_A_CHECKPOINT) == 0 or done == len(kept_tokens):
+                if checkpoint is not None:
+                    keep(checkpoint, {"fired": fired, "tokens": torch.tensor(done)})
+                far = how_far(done, len(kept_tokens), first=first, seconds=time.monotonic() - started)
+                print(f"dead features: {done}/{len(kept_tokens)} tokens, {far}", flush=True)
     return float((~fired).double().mean())
-
-
-def _batches(indices: NDArray[np.int64], size: int) -> Iterable[NDArray[np.int64]]:
-    return (indices[start : start + size] for start in range(0, len(indices), size))

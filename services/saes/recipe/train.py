@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from services.saes.progress import how_far
 from services.saes.recipe.activations import Activations
+from services.saes.recipe.checkpoint import keep, kept
 from services.saes.recipe.settings import Recipe
 from services.saes.sae import Sae, TopK
 
@@ -59,11 +60,10 @@ def train(recipe: Recipe, layer: int, activations: Activations, work_dir: Path) 
             if step % recipe.checkpoint_every == 0 or step == steps:
                 _checkpoint(parameters, optimiser, step, checkpoint)
                 dead = int((parameters.silent_steps > recipe.dead_window).sum())
-                speed = (step - first) * recipe.batch_size / (time.monotonic() - started)
-                print(
-                    f"train: layer {layer}, step {step}/{steps}, explained {explained:.4f}, dead {dead}, {speed:.0f}/s",
-                    flush=True,
-                )
+                seconds = time.monotonic() - started
+                speed = (step - first) * recipe.batch_size / seconds
+                said = f"train: layer {layer}, step {step}/{steps}, explained {explained:.4f}, dead {dead}"
+                print(f"{said}, {speed:.0f}/s, {how_far(step, steps, first=first, seconds=seconds)}", flush=True)
     return _finished(recipe, layer, parameters, scale, activations)
 
 
@@ -147,15 +147,13 @@ def _checkpoint(parameters: Parameters, optimiser: torch.optim.Adam, step: int, 
     for name, tensor in parameters.trained.items():
         for key, value in optimiser.state[tensor].items():
             tensors[f"adam.{name}.{key}"] = value
-    partial = path.with_suffix(".part")
-    save_file({name: tensor.detach() for name, tensor in tensors.items()}, partial)
-    partial.replace(path)
+    keep(path, tensors)
 
 
 def _resume(parameters: Parameters, optimiser: torch.optim.Adam, path: Path) -> int:
-    if not path.exists():
+    tensors = kept(path)
+    if tensors is None:
         return 0
-    tensors = load_file(path)
     with torch.no_grad():
         for name, tensor in parameters.trained.items():
             tensor.copy_(tensors[name])

@@ -69,6 +69,24 @@ def test_features_change_and_directions_go_as_by_hand(
         torch.testing.assert_close(outcome.values(), logits, atol=1e-4, rtol=1e-4)
 
 
+def test_parallel_features_are_projected_out_as_one(load_tiny: LoadTiny, engine: Engine, job: JobTicket) -> None:
+    """Their decoder rows span one axis less than they are: what lies on the others is untouched."""
+    model = load_tiny("llama", torch.float32)
+    rows = SAE.W_dec.clone()
+    rows[4] = -1e-3 * rows[3]
+    sae = Sae(**{**vars(SAE), "W_dec": rows})
+
+    def by_hand(x: Tensor) -> Tensor:
+        span = rows[[3, 5]].double().T
+        inside: Tensor = span @ torch.linalg.pinv(span) @ x.double().T
+        return x - inside.T.to(x)
+
+    expected = Plain(model).logits(TOKENS, (SiteName.RESID_POST, 1, by_hand))[-1]
+    change = FeatureChange(sae, projected_out=(3, 4, 5))
+    row = Row(TOKENS, (Intervention(RESID, None, "change_features", change),), readout=TokenLogits(6, None))
+    torch.testing.assert_close(engine.run(model, [row], job=job)[0].values(), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_features_of_all_heads_side_by_side_can_be_changed(load_tiny: LoadTiny, engine: Engine, job: JobTicket) -> None:
     model = load_tiny("gpt2", torch.float32)
 
@@ -108,6 +126,7 @@ def test_a_text_reads_at_each_place_what_a_single_token_reads_there(
         (Intervention(Site(SiteName.PATTERN, 1), None, "change_features", CHANGE), "has no features"),
         (Intervention(RESID, None, "change_features", FeatureChange(SAE, ((FEATURES, 1.0),))), "features are 0..47"),
         (Intervention(RESID, None, "change_features", FeatureChange(SAE, ((0, float("inf")),))), "amounts finite"),
+        (Intervention(RESID, None, "change_features", FeatureChange(SAE, projected_out=(FEATURES,))), "are 0..47"),
     ],
 )
 def test_a_change_that_cannot_be_made_is_refused(

@@ -115,8 +115,8 @@ def clamped(sae: Sae, index: int, value: float) -> Change:
     return lambda x: x + (value - feature_of(sae, x, index)) * sae.W_dec[index].double()
 
 
-def projected_out(x: Tensor) -> Tensor:
-    unit = DIRECTION / DIRECTION.norm()
+def projected_out(x: Tensor, direction: Tensor = DIRECTION) -> Tensor:
+    unit = direction / direction.norm()
     left: Tensor = x - (x @ unit)[:, None] * unit
     return left
 
@@ -146,6 +146,16 @@ STEERINGS: dict[str, tuple[dict[str, Any], Place, Callable[[Sae, Reference, floa
         ALONG | {"site": "attn_out", "layer": 2, "value": 0.5},
         ("attn_out", 2),
         lambda _, __, s: lambda x: x + s * 0.5 * DIRECTION,
+    ),
+    "clamp a direction": (
+        ALONG | {"operation": "clamp", "value": 2.0},
+        ("resid_post", LAYER),
+        lambda _, __, s: lambda x: projected_out(x) + s * 2 * DIRECTION / DIRECTION.norm(),
+    ),
+    "project a feature out": (
+        FEATURE | {"operation": "project_out"},
+        ("resid_post", LAYER),
+        lambda sae, _, s: lambda x: projected_out(x, sae.W_dec[7].double()),
     ),
     "project a direction out": (
         ALONG | {"operation": "project_out"},
@@ -206,50 +216,6 @@ def test_clamping_goes_by_the_features_of_every_architecture(
         assert prompt.steered[0].unsteered is prompt.steered[0].unsteered_text is None
 
 
-def test_features_are_changed_together_from_one_encoding(
-    laboratory: Laboratory, reference: Reference, sae: Sae
-) -> None:
-    steering = [
-        FEATURE | {"operation": "clamp", "value": 3.0},
-        ALONG | {"operation": "project_out"},
-        FEATURE | {"index": 8, "operation": "ablate"},
-        FEATURE | {"index": 9, "value": 2.0},
-    ]
-    result = generate(laboratory, sae, steering=steering, strengths=[2.0])
-
-    def change(x: Tensor) -> Tensor:
-        d = sae.W_dec.double()
-        changed = x + (6 - feature_of(sae, x, 7)) * d[7] - feature_of(sae, x, 8) * d[8] + 4 * d[9]
-        return projected_out(changed)
-
-    for prompt in result.prompts:
-        tokens, log_probs = greedy(reference, prompt.tokens.ids, {("resid_post", LAYER): from_first(prompt, change)})
-        assert prompt.steered[0].tokens == tokens
-        assert_scores(prompt.steered[0].steered, log_probs)
-    assert [item.amount for item in result.steering] == [3.0, None, None, 2.0]
-
-
-def test_tokens_over_the_norm_threshold_are_flagged_and_left_alone(
-    laboratory: Laboratory, reference: Reference
-) -> None:
-    unsteered = generate(laboratory)
-    place = ("resid_post", LAYER)
-    norms = [reference.activations(prompt.tokens.ids, [place])[place].norm(dim=-1) for prompt in unsteered.prompts]
-    threshold = float(torch.cat(norms).median()) + 1e-3
-    sae = make_sae(norm_threshold=threshold)
-    result = generate(laboratory, sae, steering=[FEATURE | {"operation": "clamp"}], strengths=[5.0])
-
-    def change(x: Tensor) -> Tensor:
-        within = x.norm(dim=-1, keepdim=True) <= threshold
-        return torch.where(within, clamped(sae, 7, 5.0)(x), x)
-
-    for prompt, lengths in zip(result.prompts, norms, strict=True):
-        assert prompt.over_norm == tuple((lengths > threshold).nonzero()[:, 0].tolist())
-        changes = {place: from_first(prompt, change)}
-        assert prompt.steered[0].tokens == greedy(reference, prompt.tokens.ids, changes)[0]
-    assert any(prompt.over_norm for prompt in result.prompts)
-
-
 @pytest.mark.parametrize("from_position", [0, 3, -1, 9])
 def test_steering_begins_where_it_is_told_to(laboratory: Laboratory, reference: Reference, from_position: int) -> None:
     result = generate(laboratory, steering=[ALONG], strengths=[2.0], from_position=from_position)
@@ -260,20 +226,6 @@ def test_steering_begins_where_it_is_told_to(laboratory: Laboratory, reference: 
         tokens, log_probs = greedy(reference, prompt.tokens.ids, changes)
         assert prompt.steered[0].tokens == tokens
         assert_scores(prompt.steered[0].steered, log_probs)
-
-
-def test_in_mean_norms_what_is_added_is_as_long_as_the_activations_are(
-    laboratory: Laboratory, reference: Reference, sae: Sae
-) -> None:
-    steering = [ALONG | {"value": 0.5}, FEATURE, FEATURE | {"index": 8, "operation": "clamp"}]
-    result = generate(laboratory, sae, steering=steering, strengths=[0.3], unit="mean_norm", log_probs=False)
-    place = ("resid_post", LAYER)
-    norms = [reference.activations(prompt.tokens.ids, [place])[place][1:].norm(dim=-1) for prompt in result.prompts]
-    mean = float(torch.cat(norms).mean())
-    lengths = [float(DIRECTION.norm()), *(float(sae.W_dec[index].norm()) for index in (7, 8))]
-    assert [item.mean_norm for item in result.steering] == pytest.approx([mean] * 3, rel=1e-5)
-    amounts = [item.amount for item in result.steering]
-    assert amounts == pytest.approx([0.5 * mean / lengths[0], mean / lengths[1], mean / lengths[2]], rel=1e-5)
 
 
 @pytest.mark.parametrize("model", ["tiny-gpt2", "tiny-gemma2"])

@@ -34,6 +34,9 @@ def refusals(laboratory: Laboratory, sae: Sae, **body: Any) -> dict[str, ErrorCo
         (ALONG | {"values": [1e200] * D_MODEL}, "/steering/0/values", ErrorCode.INVALID_REQUEST),
         (ALONG | {"value": 1e300}, "/strengths/0", ErrorCode.INVALID_REQUEST),
         (FEATURE | {"value": -1e16}, "/strengths/0", ErrorCode.INVALID_REQUEST),
+        (FEATURE | {"operation": "project_out", "value": 1.0}, "/steering/0/value", ErrorCode.INVALID_REQUEST),
+        (ALONG | {"operation": "project_out", "value": 1.0}, "/steering/0/value", ErrorCode.INVALID_REQUEST),
+        (ALONG | {"operation": "clamp", "value": 1e16}, "/strengths/0", ErrorCode.INVALID_REQUEST),
         ({"type": "head", "layer": 0, "head": 99}, "/steering/0/head", ErrorCode.UNKNOWN_HEAD),
         ({"type": "head", "layer": 9, "head": 0}, "/steering/0/layer", ErrorCode.UNKNOWN_LAYER),
     ],
@@ -60,6 +63,14 @@ def test_what_cannot_be_generated_is_refused_with_a_pointer(
     laboratory: Laboratory, sae: Sae, body: dict[str, Any], pointer: str, code: ErrorCode
 ) -> None:
     assert refusals(laboratory, sae, **body) == {pointer: code}
+
+
+def test_a_feature_that_writes_nothing_cannot_be_projected_out(laboratory: Laboratory, sae: Sae) -> None:
+    rows = sae.W_dec.clone()
+    rows[7] = 0
+    with pytest.raises(JobFailed, match="feature 7 writes nothing") as failed:
+        generate(laboratory, Sae(**{**vars(sae), "W_dec": rows}), steering=[FEATURE | {"operation": "project_out"}])
+    assert failed.value.code is ErrorCode.METHOD_FAILED
 
 
 def test_a_strength_that_overflows_in_mean_norms_fails_the_job_alone(laboratory: Laboratory) -> None:

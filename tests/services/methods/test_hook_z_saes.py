@@ -26,7 +26,16 @@ from tests.services.methods.test_feature_patching import at
 from tests.services.methods.test_feature_patching import body as asked_patch
 from tests.services.methods.test_feature_patching import plainly as plainly_patched
 from tests.services.methods.test_feature_patching import run as patch
-from tests.services.methods.test_generation import FEATURE, PLAIN, added, assert_scores, clamped, from_first, greedy
+from tests.services.methods.test_generation import (
+    FEATURE,
+    PLAIN,
+    added,
+    assert_scores,
+    clamped,
+    from_first,
+    greedy,
+    projected_out,
+)
 from tests.services.methods.test_sae_evaluation import Evaluated, assert_equal, brute_force
 from tests.services.methods.test_transcoders import made as made_transcoder
 from worker.indexing import EngineRunner
@@ -154,13 +163,17 @@ def test_a_feature_of_z_is_ablated_as_a_plain_run_without_it(laboratory: Laborat
     assert np.abs(array(result.effects)).max() > 0
 
 
-@pytest.mark.parametrize("operation", ["add", "clamp"])
+@pytest.mark.parametrize("operation", ["add", "clamp", "project_out"])
 def test_texts_are_steered_by_features_of_z(laboratory: Laboratory, operation: str) -> None:
     sae, reference = make_sae(), Reference(laboratory.folder("tiny-llama"))
-    steering = FEATURE | {"operation": operation, "value": 4.0}
+    steering = FEATURE | {"operation": operation, "value": None if operation == "project_out" else 4.0}
     body: dict[str, Any] = {**PLAIN, "bos": True, "steering": [steering]}
     result = run(laboratory, sae, **body)
-    change = added(sae, 7, 4.0) if operation == "add" else clamped(sae, 7, 4.0)
+    change = {
+        "add": added(sae, 7, 4.0),
+        "clamp": clamped(sae, 7, 4.0),
+        "project_out": lambda z: projected_out(z, sae.W_dec[7].double()),
+    }[operation]
     for prompt in result.prompts:
         expected, log_probs = greedy(reference, prompt.tokens.ids, {("z", LAYER): from_first(prompt, change)})
         assert prompt.steered[0].tokens == expected

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from services.saes.recipe.activations import cache_activations, cached_activations
 from services.saes.recipe.corpus import Tokens
-from services.saes.recipe.evaluate import dead_fraction, evaluate
-from services.saes.recipe.language_model import LowerModel, SplitModel, lower_model, split_model
+from services.saes.recipe.evaluate import Figures, dead_fraction, evaluate
+from services.saes.recipe.language_model import LowerModel, SplitModel, UpperModel, lower_model, split_model
 from services.saes.recipe.settings import Recipe
 from services.saes.sae import Sae, TopK
 from tests.families import D_MODEL, VOCABULARY, build_family
@@ -173,6 +174,50 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(model: SplitModel, tokens
     assert cached.norm_threshold == pytest.approx(1.2 * cached.median_norm)
     assert set(cached.kept) == set(np.flatnonzero(norms.numpy() <= cached.norm_threshold))
     assert np.allclose(cached.mean, cached.values[cached.kept].astype(np.float64).mean(0), atol=1e-3)
+
+
+@dataclass(frozen=True)
+class FailingUpper(UpperModel):
+    """The upper half of a model whose process ends after some runs."""
+
+    runs: list[int]
+
+    def logits(self, resid_post: Tensor) -> Tensor:
+        if not self.runs:
+            raise Interrupted
+        self.runs.pop()
+        return super().logits(resid_post)
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped_to_the_same_figures(
+    model: SplitModel, sae: Sae, tokens: Tokens, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "heldout.safetensors"
+
+    def evaluated(runs: int) -> Figures:
+        upper = FailingUpper(**vars(model.upper), runs=[0] * runs)
+        return evaluate(sae, replace(model, upper=upper), tokens, rows_at_once=1, checkpoint=checkpoint)
+
+    with pytest.raises(Interrupted):
+        evaluated(4 * 13 + 1)
+    assert evaluated(4 * 15) == evaluate(sae, model, tokens, rows_at_once=1)
+    assert evaluated(0).rows == 25, "what is measured is not measured again"
+
+
+def test_an_interrupted_count_of_dead_features_goes_on_where_it_stopped(
+    model: SplitModel, sae: Sae, tokens: Tokens, tmp_path: Path
+) -> None:
+    cache_activations(Recipe(), model.lower, tokens, tmp_path)
+    activations = cached_activations(Recipe(), LAYER, (*tokens.shape, D_MODEL), tmp_path)
+    first_half = replace(activations, kept=activations.kept[:200])
+    checkpoint = tmp_path / "dead.safetensors"
+    silenced = replace(sae, b_enc=torch.cat([torch.full((16,), -1e6), sae.b_enc[16:]]))
+    dead_fraction(silenced, first_half, tokens_at_once=20, checkpoint=checkpoint)
+    seen = load_file(checkpoint)
+    assert int(seen["tokens"]) == 200
+    assert dead_fraction(silenced, activations, tokens_at_once=20, checkpoint=checkpoint) == 16 / 64
+    save_file(seen | {"fired": torch.ones(64, dtype=torch.bool)}, checkpoint)
+    assert dead_fraction(silenced, activations, tokens_at_once=20, checkpoint=checkpoint) == 0, "it begins with those"
 
 
 def test_dead_features_are_those_that_no_training_token_fires(
