@@ -12,9 +12,16 @@ from redis import Redis
 from services.adapters.lua_scripts import Argument, LuaScripts
 from services.adapters.redis_client import store_errors
 from services.adapters.redis_cursor import read_cursor, write_cursor
-from services.adapters.redis_records import MALFORMED, flat_hash, microseconds, moment, policy_argument
+from services.adapters.redis_records import MALFORMED, flat_hash, microseconds, moment, policy_argument, too_much
 from services.batches.record import Batch, BatchPage, Checked, NewBatch, Phase, StoredLine, Turn, TurnLost
-from services.batches.store import ABANDONED_S, LEASE_S, batch_over_quota, reused_key, too_many_batches
+from services.batches.store import (
+    ABANDONED_S,
+    LEASE_S,
+    batch_over_quota,
+    reused_key,
+    too_many_batches,
+    too_many_kept_batches,
+)
 from services.contracts.batch import MAX_SHOWN_ERRORS
 from services.contracts.errors import ErrorCode, Unavailable
 from services.contracts.job import JobError, JobStatus
@@ -55,8 +62,12 @@ class RedisBatchStore:
         match answer:
             case [b"conflict"]:
                 raise reused_key()
-            case [b"limited", unfinished]:
+            case [b"limited", b"unfinished", unfinished]:
                 raise too_many_batches(unfinished)
+            case [b"limited", b"batches", kept]:
+                raise too_many_kept_batches(kept)
+            case [b"limited", _, *kept]:
+                raise too_much(*kept)
             case [b"full"]:
                 message = "the store's memory is nearly full: try again later, or delete batches no longer needed"
                 raise Unavailable(ErrorCode.QUEUE_FULL, message, retry_after_s=10)

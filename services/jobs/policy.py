@@ -30,12 +30,25 @@ class JobPolicy:
     max_memory: float = 0.8
     """Share of the server's memory bound over which no job is admitted."""
 
+    max_kept: int = 100_000
+    """Jobs of an owner that are kept: those that live, and those that ended less than `retention_s` ago."""
+
+    max_kept_share: float = 0.5
+    """Share of what all jobs may take of the server's memory that one owner's jobs, batches and blobs may take."""
+
+    max_kept_batches: int = 1_000
+    """Batches of an owner that are kept."""
+
+    max_renewed: float = 0.75
+    """Share of what an owner may keep over which jobs of its unfinished batches are kept no longer than other jobs."""
+
     max_answers: int = 10_000
     """Kept jobs of an owner that the result cache answered; over it jobs run. Answers come faster than any worker, and
     would fill the store before the first of them is forgotten."""
 
-    roomy_memory: float = 0.4
-    """Share of the server's memory bound up to which results of a middling size stay in their records."""
+    roomy_memory: float = 0.2
+    """Share of the server's memory bound up to which results of a middling size stay in their records: half of what one
+    owner may take."""
 
     retention_s: float = 24 * 3600.0
     """How long a job is kept after its end."""

@@ -2,7 +2,8 @@
 -- Notes a batch that is being uploaded, and reserves its idempotency key.
 -- ARGV: policy, batch, owner, head (JSON), lines, how many of the owner's may be unfinished,
 --       idempotency key's name or '', request digest
--- Returns {'created'} | {'replayed', batch} | {'conflict'} | {'limited', unfinished} | {'full'}
+-- Returns {'created'} | {'replayed', batch} | {'conflict'} | {'limited', 'unfinished', how many} | {'full'} |
+--         {'limited', 'batches', how many are kept} | {'limited', 'kept' or 'bytes', …} as create.lua
 
 local _, batch, owner, head, lines, at_most, reservation, digest = unpack(ARGV)
 
@@ -15,7 +16,11 @@ if reservation ~= '' then
   end
 end
 local unfinished = redis.call('SCARD', 'lensd:batches-open:' .. owner)
-if unfinished >= tonumber(at_most) then return {'limited', unfinished} end
+if unfinished >= tonumber(at_most) then return {'limited', 'unfinished', unfinished} end
+local kept = redis.call('ZCARD', 'lensd:batches:' .. owner)
+if kept >= policy.max_kept_batches then return {'limited', 'batches', kept} end
+local too_much = keeps_too_much(owner)
+if too_much then return too_much end
 if memory_is_short() then return {'full'} end
 
 batch_set(batch, 'owner', owner, 'head', head, 'lines', lines, 'status', 'uploading', 'created_at', digits(now),

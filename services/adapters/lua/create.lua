@@ -4,6 +4,7 @@
 --       idempotency key's name or '', request digest, estimated cost, limits of the owner (JSON), ties (JSON)
 -- Returns {'created', created_at} | {'replayed', job} | {'conflict'} | {'full', 'queue' or 'memory'} |
 --         {'limited', 'jobs', how many there are} | {'limited', 'queue', how many may wait} |
+--         {'limited', 'kept', how many are kept} | {'limited', 'bytes', how many are kept, how many may be} |
 --         {'closed'}, if its batch does not run | {'limited', 'work', charged today, microseconds until midnight}
 
 local _, id, owner, pool, priority, size, head, spec, inputs, deadline, reservation, digest, cost = unpack(ARGV)
@@ -22,6 +23,8 @@ end
 local function refusal()
   local living = redis.call('SCARD', 'lensd:living:' .. owner)
   if limits.jobs and living >= limits.jobs then return {'limited', 'jobs', living} end
+  local kept = keeps_too_much(owner)
+  if kept then return kept end
   local share = math.floor(limits.queue_share * policy.max_queued)
   if limits.queue_share < 1 and queued() >= share then return {'limited', 'queue', share} end
   local charged = tonumber(redis.call('GET', work_of(owner, today)) or 0)
@@ -57,4 +60,5 @@ redis.call('SADD', 'lensd:pools', pool)
 charge(id, owner, cost)
 enqueue(id, now)
 announce(id)
+weigh(id)
 return {'created', digits(now)}

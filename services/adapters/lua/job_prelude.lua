@@ -8,9 +8,12 @@
 --   lensd:tokens:<id>                        list: what the running attempt has written, one batch a beat, as JSON
 --   lensd:events                             stream: the latest events of all jobs
 --   lensd:owner:<owner>                      sorted set: the owner's jobs by creation
+--   lensd:kept-bytes:<owner>                 string: bytes that the owner's jobs and batches take of the store's memory
+--   lensd:blob-bytes:<owner>                 string: the same of its blobs, where they lie in the store (redis_blobs.py)
 --   lensd:idempotency:<owner>:<key digest>   string: "<job> <request digest>"
 --   lensd:cached:<question>:<fingerprint>    string: the job whose result answers the question (services/jobs/cache.py)
---   lensd:arriving:<id>                      string: the job whose result is copied for a job that has no record yet
+--   lensd:arriving:<id>                      string: "<job> <owner>", the job whose result is copied for an owner's job
+--                                            that has no record yet
 --   lensd:answers:<owner>                    string: how many of the owner's jobs were answered so and are kept
 --   lensd:living:<owner>                     set: the owner's jobs that have not ended
 --   lensd:running:<owner>                    set: those of them that run
@@ -76,10 +79,55 @@ local function announce(id)
   redis.call('XADD', 'lensd:events', 'MAXLEN', '~', policy.kept_shared_events, '*', 'job', id, unpack(event))
 end
 
+local info
+
+-- Bytes of the server's memory that are used, and its bound, 0 for none.
+local function memory()
+  info = info or redis.call('INFO', 'memory')
+  return tonumber(info:match('used_memory:(%d+)')), tonumber(info:match('\nmaxmemory:(%d+)'))
+end
+
 local function memory_is_short()
-  local info = redis.call('INFO', 'memory')
-  local bound = tonumber(info:match('\nmaxmemory:(%d+)'))
-  return bound > 0 and tonumber(info:match('used_memory:(%d+)')) > bound * policy.max_memory
+  local used, bound = memory()
+  return bound > 0 and used > bound * policy.max_memory
+end
+
+local function kept_bytes(owner)
+  local records, blobs = unpack(redis.call('MGET', 'lensd:kept-bytes:' .. owner, 'lensd:blob-bytes:' .. owner))
+  return (tonumber(records) or 0) + (tonumber(blobs) or 0)
+end
+
+-- Why nothing more is kept for the owner until something of its own is forgotten, or nil; `part` of its bounds counts.
+local function keeps_too_much(owner, part)
+  local jobs = redis.call('ZCARD', 'lensd:owner:' .. owner)
+  if jobs >= policy.max_kept * (part or 1) then return {'limited', 'kept', jobs} end
+  local _, bound = memory()
+  local share = math.floor(bound * policy.max_memory * policy.max_kept_share * (part or 1))
+  local bytes = kept_bytes(owner)
+  if bound > 0 and bytes >= share then return {'limited', 'bytes', bytes, share} end
+end
+
+-- What an owner's jobs and batches take changed by so many bytes. Once it has none the count begins anew, whatever a
+-- damaged record did to it.
+local function keep(owner, bytes)
+  local kept = 'lensd:kept-bytes:' .. owner
+  local none = redis.call('EXISTS', 'lensd:owner:' .. owner, 'lensd:batches:' .. owner, 'lensd:batches-open:' .. owner) == 0
+  -- Less of nothing is -0 in Lua, which is no integer to the server.
+  if redis.call('INCRBY', kept, digits(bytes + 0)) <= 0 or none then redis.call('DEL', kept) end
+end
+
+local function usage(key) return redis.call('MEMORY', 'USAGE', key, 'SAMPLES', 0) or 0 end
+
+-- A job's places in sorted sets and its reservation.
+local INDEX_BYTES = 700
+
+-- Notes what the job takes of the store's memory as its owner's.
+local function weigh(id)
+  local owner, before = fields(id, 'owner', 'bytes')
+  if not owner then return end
+  local bytes = usage('lensd:job:' .. id) + usage('lensd:events:' .. id) + INDEX_BYTES
+  set(id, 'bytes', bytes)
+  keep(owner, bytes - (tonumber(before) or 0))
 end
 
 -- Whether an idempotency key is taken, and how: 'replayed' and the job of the same request, or 'conflict'.
@@ -222,11 +270,12 @@ local function shut_by_batch(id, batch)
   if batch_fields(batch, 'status') ~= 'running' then return 'closed' end
 end
 
--- A job is kept for as long as its batch. Returns whether it is to be kept longer.
+-- A job is kept for as long as its batch. Returns whether it is to be kept longer: not if the batch has not ended and its
+-- owner nears its bounds, for a batch that waits for room among its own results would wait for ever.
 local function kept_by_batch(id)
   local batch = fields(id, 'batch')
   local owner, expires = batch_fields(batch or '', 'owner', 'expires_at')
-  if not owner then return false end
+  if not owner or (not expires and keeps_too_much(owner, policy.max_renewed)) then return false end
   if not expires then expires = digits(now + policy.retention) end
   -- A batch past its own time goes with all its jobs as soon as a keeper comes round.
   if passed(expires) then expires = digits(now + policy.lease) end
@@ -252,6 +301,7 @@ local function finish(id, status, ...)
   redis.call('ZADD', 'lensd:expiries', expires, id)
   announce(id)
   redis.call('LTRIM', 'lensd:events:' .. id, -policy.kept_events_of_ended, -1)
+  weigh(id)
   remember(id, status)
   queue_delivery(id)
   tell_batch(id, status)
@@ -292,9 +342,12 @@ end
 local function forget(id)
   redis.call('ZREM', 'lensd:expiries', id)
   local owner, idempotency, entry, cached = fields(id, 'owner', 'idempotency', 'cache_entry', 'cached')
-  local batch, status = fields(id, 'batch', 'status')
+  local batch, status, bytes = fields(id, 'batch', 'status', 'bytes')
   if batch and batch_fields(batch, 'owner') then redis.call('HSET', 'lensd:batch-deleted:' .. batch, id, status) end
-  if owner then redis.call('ZREM', 'lensd:owner:' .. owner, id) end
+  if owner then
+    redis.call('ZREM', 'lensd:owner:' .. owner, id)
+    keep(owner, -(tonumber(bytes) or 0))
+  end
   if idempotency then redis.call('DEL', idempotency) end
   if entry and redis.call('GET', 'lensd:cached:' .. entry) == id then redis.call('DEL', 'lensd:cached:' .. entry) end
   local answers = owner and cached and 'lensd:answers:' .. owner
@@ -326,6 +379,7 @@ local function quarantine(id, owner)
     redis.call('HDEL', record, 'spec', 'inputs', 'suspected', 'charged', 'charged_on')
     redis.call('ZADD', 'lensd:expiries', expires, id)
     pcall(announce, id)
+    pcall(weigh, id)
     if before == 'queued' or before == 'running' then
       pcall(tell_batch, id, 'failed')
       pcall(queue_delivery, id)
