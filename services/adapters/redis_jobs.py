@@ -59,6 +59,7 @@ LOOKED_AT_PER_PAGE = 2_000
 
 _WHY_FULL = {
     b"queue": "too many jobs are waiting already: try again later",
+    b"batch": "half of the queue is taken, and the rest is kept for the priority `interactive`: try again later",
     b"memory": "the job store's memory is nearly full: try again later, or delete jobs that are no longer needed",
 }
 

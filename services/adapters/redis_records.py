@@ -207,6 +207,7 @@ def policy_argument(policy: JobPolicy) -> bytes:
             "sweep_every": microseconds(policy.sweep_every_s),
             "ring_after": microseconds(policy.ring_after_s),
             "max_queued": policy.max_queued,
+            "batch_share": policy.batch_share,
             "max_memory": policy.max_memory,
             "max_kept": policy.max_kept,
             "max_kept_share": policy.max_kept_share,

@@ -24,6 +24,10 @@ class JobPolicy:
     max_queued: int = 20_000
     """Queued jobs of a pool."""
 
+    batch_share: float = 0.5
+    """Share of `max_queued` from which on jobs of the priority `batch` are not admitted: the rest is for those that
+    somebody waits for."""
+
     small_cost: int = 20_000
     """Token-layers up to which a job counts as small: about a second of SmolLM2-135M on two cores."""
 

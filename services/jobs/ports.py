@@ -77,8 +77,9 @@ class JobStore(Protocol):
         With an idempotency key that the owner has used before: the earlier job (its id is not `job.id`) if the request
         was the same, else raises Conflict(IDEMPOTENCY_CONFLICT). Raises Limited(TOO_MANY_JOBS | QUOTA_EXCEEDED) over
         `job.limits`, Limited(TOO_MANY_JOBS) over what `JobPolicy` lets an owner keep, and Unavailable(QUEUE_FULL) over
-        the bound of the pool's queue or of the server's memory, Conflict(BATCH_CLOSED) for a job of a batch that does
-        not run. Repeating a call is harmless. The job's cost is charged to its owner's day.
+        the bound of the pool's queue, which is lower for the priority `batch`, or of the server's memory,
+        Conflict(BATCH_CLOSED) for a job of a batch that does not run. Repeating a call is harmless. The job's cost is
+        charged to its owner's day.
         """
 
     def get(self, job_id: str) -> JobRecord | None:

@@ -114,7 +114,8 @@ class MemoryJobStore:
         if limits.queue_share < 1 and queued >= share:
             raise queue_share_filled(share)
         self._charges.admit(job, now)
-        if self._jobs.depth(job.pool) >= self._policy.max_queued:
+        yields = self._policy.batch_share if job.spec.priority == "batch" else 1
+        if self._jobs.depth(job.pool) >= self._policy.max_queued * yields:
             raise Unavailable(ErrorCode.QUEUE_FULL, "too many jobs are waiting already", retry_after_s=10)
 
     def check_kept(self, owner: str) -> None:
