@@ -8,13 +8,8 @@
 local _, batch, owner, head, lines, at_most, reservation, digest = unpack(ARGV)
 
 if batch_fields(batch, 'owner') then return {'created'} end
-if reservation ~= '' then
-  local reserved = redis.call('GET', reservation)
-  if reserved then
-    local earlier, request = reserved:match('^(%S+) (%S+)$')
-    return request == digest and {'replayed', earlier} or {'conflict'}
-  end
-end
+local answer, earlier = earlier_request(reservation, digest, 'batch')
+if answer then return {answer, earlier} end
 local unfinished = redis.call('SCARD', 'lensd:batches-open:' .. owner)
 if unfinished >= tonumber(at_most) then return {'limited', 'unfinished', unfinished} end
 local kept = redis.call('ZCARD', 'lensd:batches:' .. owner)

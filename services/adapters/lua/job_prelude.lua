@@ -130,12 +130,14 @@ local function weigh(id)
   keep(owner, bytes - (tonumber(before) or 0))
 end
 
--- Whether an idempotency key is taken, and how: 'replayed' and the job of the same request, or 'conflict'.
-local function earlier_request(reservation, digest)
+-- Whether an idempotency key is taken, and how: 'replayed' and the job (or batch) of the same request, or 'conflict'.
+-- One whose record is gone, or is none, holds nothing: what put it out of the way could not know its key.
+local function earlier_request(reservation, digest, kind)
   local reserved = reservation ~= '' and redis.call('GET', reservation)
   if not reserved then return nil end
-  local job, request = reserved:match('^(%S+) (%S+)$')
-  if request == digest then return 'replayed', job end
+  local earlier, request = reserved:match('^(%S+) (%S+)$')
+  if not earlier or redis.call('TYPE', 'lensd:' .. (kind or 'job') .. ':' .. earlier).ok ~= 'hash' then return nil end
+  if request == digest then return 'replayed', earlier end
   return 'conflict'
 end
 
