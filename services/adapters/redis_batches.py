@@ -13,7 +13,17 @@ from services.adapters.lua_scripts import Argument, LuaScripts
 from services.adapters.redis_client import store_errors
 from services.adapters.redis_cursor import read_cursor, write_cursor
 from services.adapters.redis_records import MALFORMED, flat_hash, microseconds, moment, policy_argument, too_much
-from services.batches.record import Batch, BatchPage, Checked, NewBatch, Phase, StoredLine, Turn, TurnLost
+from services.batches.record import (
+    BATCH_DAMAGED,
+    Batch,
+    BatchPage,
+    Checked,
+    NewBatch,
+    Phase,
+    StoredLine,
+    Turn,
+    TurnLost,
+)
 from services.batches.store import (
     ABANDONED_S,
     LEASE_S,
@@ -44,6 +54,7 @@ class RedisBatchStore:
             "keeper_lease": microseconds(LEASE_S),
             "abandoned": microseconds(ABANDONED_S),
             "shown_wrong_lines": MAX_SHOWN_ERRORS,
+            "damaged_batch": BATCH_DAMAGED.model_dump_json(),
         }
         self._policy = orjson.dumps(orjson.loads(policy_argument(policy)) | own)
 
@@ -134,13 +145,14 @@ class RedisBatchStore:
 
     def take(self) -> Turn | None:
         while (answer := self._run("take")) is not None:
-            batch_id, fence, at, state = answer
-            batch = _batch(batch_id.decode(), state)
-            if batch is not None:
-                return Turn(batch, fence, moment(at))
-            # Set aside, for it would come first again and again.
-            with store_errors():
-                self._client.zrem("lensd:batches-due", batch_id)
+            batch_id = answer[0].decode()
+            if len(answer) > 1:
+                _, fence, at, state = answer
+                batch = _batch(batch_id, state)
+                if batch is not None:
+                    return Turn(batch, fence, moment(at))
+            _log.error("quarantined the malformed record of %s", batch_id)
+            self._run("quarantine", batch_id)
         return None
 
     def put_back(self, turn: Turn, after_s: float) -> None:

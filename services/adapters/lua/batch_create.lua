@@ -10,7 +10,15 @@ local _, batch, owner, head, lines, at_most, reservation, digest = unpack(ARGV)
 if batch_fields(batch, 'owner') then return {'created'} end
 local answer, earlier = earlier_request(reservation, digest, 'batch')
 if answer then return {answer, earlier} end
-local unfinished = redis.call('SCARD', 'lensd:batches-open:' .. owner)
+local open = 'lensd:batches-open:' .. owner
+if redis.call('SCARD', open) >= tonumber(at_most) then
+  -- A batch whose record was damaged may not have been known as its owner's when it was put out of the way.
+  for _, other in ipairs(redis.call('SMEMBERS', open)) do
+    local status = batch_fields(other, 'status')
+    if not status or status == 'ended' or status == 'failed' then redis.call('SREM', open, other) end
+  end
+end
+local unfinished = redis.call('SCARD', open)
 if unfinished >= tonumber(at_most) then return {'limited', 'unfinished', unfinished} end
 local kept = redis.call('ZCARD', 'lensd:batches:' .. owner)
 if kept >= policy.max_kept_batches then return {'limited', 'batches', kept} end

@@ -23,7 +23,7 @@
 --   lensd:turns:<group>                      list: owners with queued jobs, in turn
 --   lensd:line:<group>:<owner>               sorted set: the owner's queued jobs by creation
 --   lensd:leases, :deadlines, :expiries      sorted sets: jobs by the time of each
---   lensd:quarantined:<id>                   anything: what lay in a record's place and was none, until it expires
+--   lensd:quarantined:<id>                   anything: what lay in a job's or batch's record's place, until it expires
 --   lensd:executing:<worker>                 string: " <job>:<attempt> <job>:<attempt> " of the chunk it runs
 --   lensd:reaper                             hash: last round, last sweep, end of the reprieve after an outage
 --   lensd:webhook:<id>, :deliveries, …        see delivery_prelude.lua
@@ -215,7 +215,8 @@ end
 
 local function queue_delivery(id) queue_message(id, fields(id, 'owner', 'webhook')) end
 
-local function batch_fields(batch, ...) return unpack(redis.call('HMGET', 'lensd:batch:' .. batch, ...)) end
+-- Nothing of what is no record, which a keeper puts out of the way.
+local function batch_fields(batch, ...) return unpack(redis.pcall('HMGET', 'lensd:batch:' .. batch, ...)) end
 
 local function end_batch(batch, status, ...)
   local expires = digits(now + policy.retention)
@@ -277,6 +278,7 @@ end
 local function kept_by_batch(id)
   local batch = fields(id, 'batch')
   local owner, expires = batch_fields(batch or '', 'owner', 'expires_at')
+  expires = tonumber(expires or '') and expires
   if not owner or (not expires and keeps_too_much(owner, policy.max_renewed)) then return false end
   if not expires then expires = digits(now + policy.retention) end
   -- A batch past its own time goes with all its jobs as soon as a keeper comes round.
@@ -306,7 +308,8 @@ local function finish(id, status, ...)
   weigh(id)
   remember(id, status)
   queue_delivery(id)
-  tell_batch(id, status)
+  -- A damaged batch costs its jobs nothing: a keeper finds it.
+  pcall(tell_batch, id, status)
 end
 
 -- A claim holds until the job ends, is released, or is claimed by another: a job that was handed back in the worker's
