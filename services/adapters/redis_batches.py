@@ -123,7 +123,11 @@ class RedisBatchStore:
             return ()
         with store_errors():
             found = cast("list[bytes]", self._client.lrange(f"lensd:batch-lines:{batch_id}", first, first + count - 1))
-        return tuple(StoredLine.model_validate_json(line) for line in found)
+        try:
+            return tuple(StoredLine.model_validate_json(line) for line in found)
+        except MALFORMED:
+            self._quarantine(batch_id)
+            return ()
 
     def deleted(self, batch_id: str, job_ids: Sequence[str]) -> Mapping[str, JobStatus]:
         if not job_ids:
@@ -151,8 +155,7 @@ class RedisBatchStore:
                 batch = _batch(batch_id, state)
                 if batch is not None:
                     return Turn(batch, fence, moment(at))
-            _log.error("quarantined the malformed record of %s", batch_id)
-            self._run("quarantine", batch_id)
+            self._quarantine(batch_id)
         return None
 
     def put_back(self, turn: Turn, after_s: float) -> None:
@@ -191,6 +194,10 @@ class RedisBatchStore:
 
     def cancel_jobs(self, turn: Turn, at_most: int) -> None:
         self._fenced("cancel_jobs", turn, at_most)
+
+    def _quarantine(self, batch_id: str) -> None:
+        _log.error("quarantined the malformed record of %s", batch_id)
+        self._run("quarantine", batch_id)
 
     def _run(self, name: str, *arguments: Argument) -> Any:
         return self._scripts.run(f"batch_{name}", self._policy, *arguments)

@@ -12,6 +12,7 @@ from services.contracts.errors import Limited
 from services.contracts.job import JobStatus
 from services.jobs.record import Idempotency, Size
 from tests.services.batches.bench import MANY, BatchBench, new_batch, valkey_batches
+from tests.services.batches.test_keeper import Stand
 from tests.services.jobs.bench import POLICY
 from tests.services.jobs.samples import DONE
 
@@ -78,6 +79,11 @@ def spoil_wrong_lines(client: Redis, batch_id: str) -> None:
     client.rpush(f"lensd:batch-wrong:{batch_id}", "no json")
 
 
+def replace_lines(client: Redis, batch_id: str) -> None:
+    client.delete(f"lensd:batch-lines:{batch_id}")
+    client.set(f"lensd:batch-lines:{batch_id}", "no list")
+
+
 def replace_living(client: Redis, batch_id: str) -> None:
     client.delete(f"lensd:batch-living:{batch_id}")
     client.set(f"lensd:batch-living:{batch_id}", "no set")
@@ -92,6 +98,7 @@ MENDED = {
     "owner": lose_owner,
     "wrong": spoil_wrong_lines,
     "living": replace_living,
+    "list": replace_lines,
 }
 UNREADABLE = {"head": set_to(head="{}"), "lines": replace_batch, "record": lose_batch}
 
@@ -149,6 +156,21 @@ def test_a_job_ends_as_it_did_though_its_batch_is_damaged(
     assert stores.jobs.store.finish(claim, DONE)
     assert stores.jobs.record(job_id).status is JobStatus.SUCCEEDED
     assert stores.batches.take() is None or stores.batch(batch_id).phase is Phase.FAILED
+
+
+def test_a_batch_with_a_damaged_line_fails_and_holds_up_no_other(stores: BatchBench, client: Redis) -> None:
+    stand = Stand(stores)
+    damaged, sound = stand.upload(["line-0", "line-1"]), stand.upload(["line-0"])
+    while not all(stores.batch(batch_id).phase is Phase.RUNNING for batch_id in (damaged, sound)):
+        stand.keeper.turn()
+        stores.jobs.advance(1)
+        assert stores.batch(damaged).fed == 0
+    client.lset(f"lensd:batch-lines:{damaged}", 1, "no json")
+    for _ in range(4):
+        stand.keeper.turn()
+        stores.jobs.advance(1)
+    assert (stores.batch(damaged).phase, stores.batch(damaged).error) == (Phase.FAILED, BATCH_DAMAGED)
+    assert stores.batch(sound).fed == 1
 
 
 def test_a_damaged_batch_of_which_nobody_knows_whose_it_was_frees_its_place_when_that_is_needed(
