@@ -164,7 +164,7 @@ def _prepare_store(settings: GatewaySettings) -> None:
     """Wait for the store, refuse one that lensd cannot rely on, and see to it that there is an API key."""
     client = make_client(settings.store_url, patient=True)
     try:
-        check_server(client)
+        check_server(client, ephemeral=settings.store_ephemeral)
         bootstrap = None if settings.bootstrap_key is None else settings.bootstrap_key.get_secret_value()
         fresh = ensure_first_key(RedisKeyStore(client), bootstrap)
     finally:

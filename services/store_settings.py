@@ -22,6 +22,8 @@ class StoreSettings(BaseSettings):
     """A certificate to show to the server."""
     redis_key_file: FilePath | None = None
     """Its key, where the certificate's file does not have it."""
+    store_ephemeral: bool = False
+    """Whether the server may be one without an append-only file, with which every job is lost when it ends."""
 
     @field_validator(*_TLS_PARAMETERS)
     @classmethod

@@ -55,7 +55,7 @@ class WorkerProcess:
         policy = JobPolicy()
         url = settings.store_url
         patient, quick = make_client(url, patient=True), make_client(url, patient=False)
-        check_server(patient)
+        check_server(patient, ephemeral=settings.store_ephemeral)
         self._settings = settings
         self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._store = RedisJobStore(patient, policy)

@@ -12,9 +12,26 @@ from redis import Redis
 from services.adapters.lua_scripts import Argument, LuaScripts
 from services.adapters.redis_client import store_errors
 from services.adapters.redis_cursor import read_cursor, write_cursor
-from services.adapters.redis_records import MALFORMED, flat_hash, microseconds, moment, policy_argument
-from services.batches.record import Batch, BatchPage, Checked, NewBatch, Phase, StoredLine, Turn, TurnLost
-from services.batches.store import ABANDONED_S, LEASE_S, batch_over_quota, reused_key, too_many_batches
+from services.adapters.redis_records import MALFORMED, flat_hash, microseconds, moment, policy_argument, too_much
+from services.batches.record import (
+    BATCH_DAMAGED,
+    Batch,
+    BatchPage,
+    Checked,
+    NewBatch,
+    Phase,
+    StoredLine,
+    Turn,
+    TurnLost,
+)
+from services.batches.store import (
+    ABANDONED_S,
+    LEASE_S,
+    batch_over_quota,
+    reused_key,
+    too_many_batches,
+    too_many_kept_batches,
+)
 from services.contracts.batch import MAX_SHOWN_ERRORS
 from services.contracts.errors import ErrorCode, Unavailable
 from services.contracts.job import JobError, JobStatus
@@ -37,6 +54,7 @@ class RedisBatchStore:
             "keeper_lease": microseconds(LEASE_S),
             "abandoned": microseconds(ABANDONED_S),
             "shown_wrong_lines": MAX_SHOWN_ERRORS,
+            "damaged_batch": BATCH_DAMAGED.model_dump_json(),
         }
         self._policy = orjson.dumps(orjson.loads(policy_argument(policy)) | own)
 
@@ -55,8 +73,12 @@ class RedisBatchStore:
         match answer:
             case [b"conflict"]:
                 raise reused_key()
-            case [b"limited", unfinished]:
+            case [b"limited", b"unfinished", unfinished]:
                 raise too_many_batches(unfinished)
+            case [b"limited", b"batches", kept]:
+                raise too_many_kept_batches(kept)
+            case [b"limited", _, *kept]:
+                raise too_much(*kept)
             case [b"full"]:
                 message = "the store's memory is nearly full: try again later, or delete batches no longer needed"
                 raise Unavailable(ErrorCode.QUEUE_FULL, message, retry_after_s=10)
@@ -101,7 +123,11 @@ class RedisBatchStore:
             return ()
         with store_errors():
             found = cast("list[bytes]", self._client.lrange(f"lensd:batch-lines:{batch_id}", first, first + count - 1))
-        return tuple(StoredLine.model_validate_json(line) for line in found)
+        try:
+            return tuple(StoredLine.model_validate_json(line) for line in found)
+        except MALFORMED:
+            self._quarantine(batch_id)
+            return ()
 
     def deleted(self, batch_id: str, job_ids: Sequence[str]) -> Mapping[str, JobStatus]:
         if not job_ids:
@@ -123,13 +149,13 @@ class RedisBatchStore:
 
     def take(self) -> Turn | None:
         while (answer := self._run("take")) is not None:
-            batch_id, fence, at, state = answer
-            batch = _batch(batch_id.decode(), state)
-            if batch is not None:
-                return Turn(batch, fence, moment(at))
-            # Set aside, for it would come first again and again.
-            with store_errors():
-                self._client.zrem("lensd:batches-due", batch_id)
+            batch_id = answer[0].decode()
+            if len(answer) > 1:
+                _, fence, at, state = answer
+                batch = _batch(batch_id, state)
+                if batch is not None:
+                    return Turn(batch, fence, moment(at))
+            self._quarantine(batch_id)
         return None
 
     def put_back(self, turn: Turn, after_s: float) -> None:
@@ -168,6 +194,10 @@ class RedisBatchStore:
 
     def cancel_jobs(self, turn: Turn, at_most: int) -> None:
         self._fenced("cancel_jobs", turn, at_most)
+
+    def _quarantine(self, batch_id: str) -> None:
+        _log.error("quarantined the malformed record of %s", batch_id)
+        self._run("quarantine", batch_id)
 
     def _run(self, name: str, *arguments: Argument) -> Any:
         return self._scripts.run(f"batch_{name}", self._policy, *arguments)

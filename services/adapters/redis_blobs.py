@@ -1,9 +1,11 @@
 """Blobs in Redis, for hosts that share nothing else: in chunks, and bounded so that they never crowd out job records.
 
 `lensd:blob:<key>` is a hash of chunks, complete once it has `nbytes`; `lensd:blobs:<job>` notes a job's blobs and their
-sizes, `lensd:blobs` the jobs that have some, `lensd:blob-bytes` the sum of it all.
+sizes and whose they are, `lensd:blobs` the jobs that have some, `lensd:blob-bytes` the sum of it all,
+`lensd:blob-bytes:<owner>` that of one owner's.
 """
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -16,6 +18,8 @@ from services.jobs.ids import job_of_blob
 
 CHUNK_BYTES = 2**20
 DEFAULT_MAX_BYTES = 256 * 2**20
+OWNER_SHARE = 0.5
+"""Of all that is kept, what one owner may fill."""
 
 
 class RedisBlobs:
@@ -27,11 +31,16 @@ class RedisBlobs:
         self._max_bytes = max_bytes
 
     def put(self, key: str, data: bytes) -> None:
-        if not self._scripts.run("blob_reserve", key, job_of_blob(key), len(data), self._max_bytes):
-            raise Unavailable(
-                ErrorCode.STORE_UNAVAILABLE,
-                f"the store of results is full ({self._max_bytes} bytes): delete jobs that are no longer needed",
-            )
+        share = math.floor(OWNER_SHARE * self._max_bytes)
+        match self._scripts.run("blob_reserve", key, job_of_blob(key), len(data), self._max_bytes, share):
+            case b"all":
+                message = (
+                    f"the store of results is full ({self._max_bytes} bytes): delete jobs that are no longer needed"
+                )
+                raise Unavailable(ErrorCode.STORE_UNAVAILABLE, message)
+            case b"share":
+                message = f"your results fill your share of the store of results ({share} bytes): delete jobs of yours"
+                raise Unavailable(ErrorCode.STORE_UNAVAILABLE, message)
         with store_errors():
             for number, start in enumerate(range(0, len(data), CHUNK_BYTES)):
                 self._client.hset(f"lensd:blob:{key}", str(number), data[start : start + CHUNK_BYTES])

@@ -82,11 +82,12 @@ def make_async_client(url: str) -> AsyncRedis:
     return AsyncRedis.from_pool(pool)
 
 
-def check_server(client: Redis) -> None:
+def check_server(client: Redis, *, ephemeral: bool = False) -> None:
     """To be called once at start.
 
-    Raises UnsuitableServerError for Redis Cluster, for a server too old or free to evict job records, and
-    Unavailable(STORE_UNAVAILABLE) when there is no answer.
+    Raises UnsuitableServerError for Redis Cluster, for a server too old, free to evict job records, or (but for an
+    `ephemeral` store, whose jobs may be lost with it) without an append-only file; Unavailable(STORE_UNAVAILABLE) when
+    there is no answer.
     """
     with store_errors():
         info = client.info()
@@ -99,9 +100,15 @@ def check_server(client: Redis) -> None:
     if int(version.partition(".")[0] or 0) < OLDEST_VERSION:
         raise UnsuitableServerError(f"the server is Redis {version}: lensd needs Redis {OLDEST_VERSION} or Valkey")
     policy = str(info.get("maxmemory_policy", "noeviction"))
-    if policy.startswith("allkeys"):
+    if policy != "noeviction":
         raise UnsuitableServerError(
-            f"the server's maxmemory-policy is {policy}, so it may forget accepted jobs: set it to noeviction"
+            f"the server's maxmemory-policy is {policy}, so it may forget what lensd has promised to keep: set it to "
+            "noeviction"
+        )
+    if info.get("aof_enabled") == 0 and not ephemeral:
+        raise UnsuitableServerError(
+            "the server keeps no append-only file, so accepted jobs would be lost with its process: set appendonly to "
+            "yes, or LENSD_STORE_EPHEMERAL=true where they may be"
         )
 
 

@@ -27,6 +27,7 @@ from services.adapters.redis_records import (
     record_of,
     record_or_none,
     reservation_key,
+    too_much,
 )
 from services.contracts.errors import Conflict, ErrorCode, Unavailable
 from services.contracts.generation import NewTokens
@@ -58,6 +59,7 @@ LOOKED_AT_PER_PAGE = 2_000
 
 _WHY_FULL = {
     b"queue": "too many jobs are waiting already: try again later",
+    b"batch": "half of the queue is taken, and the rest is kept for the priority `interactive`: try again later",
     b"memory": "the job store's memory is nearly full: try again later, or delete jobs that are no longer needed",
 }
 
@@ -108,6 +110,8 @@ class RedisJobStore:
                 raise too_many_jobs(living)
             case [b"limited", b"queue", share]:
                 raise queue_share_filled(share)
+            case [b"limited", b"kept" | b"bytes", *kept]:
+                raise too_much(*kept)
             case [b"limited", b"work", charged, resets_in]:
                 bound = job.limits.daily_token_layers or 0
                 raise quota_exceeded(job.cost, charged, bound, timedelta(microseconds=int(resets_in)))

@@ -11,10 +11,11 @@ import orjson
 from pydantic import TypeAdapter
 from redis.exceptions import ResponseError
 
+from services.contracts.errors import Limited
 from services.contracts.generation import NewTokens
 from services.contracts.inputs import Inputs
 from services.contracts.job import JobError, JobProgress, JobSpec, JobStatus
-from services.jobs.limits import OwnerLimits
+from services.jobs.limits import OwnerLimits, too_many_kept, too_much_kept
 from services.jobs.policy import JobPolicy
 from services.jobs.record import (
     DEADLINE_EXCEEDED,
@@ -190,6 +191,11 @@ def limits_argument(limits: OwnerLimits) -> bytes:
     return orjson.dumps({name: bound for name, bound in asdict(limits).items() if bound is not None})
 
 
+def too_much(kept: int, share: int | None = None) -> Limited:
+    """The refusal that `keeps_too_much` in the scripts tells: so many jobs are kept, or so many bytes of a share."""
+    return too_many_kept(kept) if share is None else too_much_kept(kept, share)
+
+
 def policy_argument(policy: JobPolicy) -> bytes:
     """The policy as the scripts read it."""
     return orjson.dumps(
@@ -201,7 +207,12 @@ def policy_argument(policy: JobPolicy) -> bytes:
             "sweep_every": microseconds(policy.sweep_every_s),
             "ring_after": microseconds(policy.ring_after_s),
             "max_queued": policy.max_queued,
+            "batch_share": policy.batch_share,
             "max_memory": policy.max_memory,
+            "max_kept": policy.max_kept,
+            "max_kept_share": policy.max_kept_share,
+            "max_kept_batches": policy.max_kept_batches,
+            "max_renewed": policy.max_renewed,
             "max_answers": policy.max_answers,
             "max_blamed": policy.max_blamed,
             "max_unexplained": policy.max_unexplained,

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from services.batches.record import Batch, BatchPage, Checked, NewBatch, Phase, StoredLine, Turn, TurnLost
-from services.batches.store import ABANDONED_S, LEASE_S, batch_over_quota, reused_key, too_many_batches
+from services.batches.store import (
+    ABANDONED_S,
+    LEASE_S,
+    batch_over_quota,
+    reused_key,
+    too_many_batches,
+    too_many_kept_batches,
+)
 from services.contracts.batch import MAX_SHOWN_ERRORS
 from services.contracts.job import JobError, JobStatus
 from services.jobs.limits import batch_closed
@@ -40,6 +47,7 @@ class MemoryBatchStore:
         self, jobs: MemoryJobStore, policy: JobPolicy, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
         self._jobs = jobs
+        self._max_kept = policy.max_kept_batches
         self._retention = timedelta(seconds=policy.retention_s)
         self._clock = clock
         self._lock = threading.RLock()
@@ -63,6 +71,9 @@ class MemoryBatchStore:
             unfinished = sum(not kept.batch.phase.terminal for kept in own)
             if unfinished >= open_at_most:
                 raise too_many_batches(unfinished)
+            if len(own) >= self._max_kept:
+                raise too_many_kept_batches(len(own))
+            self._jobs.check_kept(batch.key.owner)
             now = self._clock()
             noted = Batch(**dict(batch), phase=Phase.UPLOADING, created_at=now)
             self._kept[batch.id] = _Kept(noted, now + timedelta(seconds=ABANDONED_S), idempotency)
@@ -285,9 +296,9 @@ class MemoryBatchRoll:
         if kept := self._kept.get(job.ties.batch or ""):
             kept.deleted[job.id] = record.status
 
-    def kept_until(self, job: NewJob) -> datetime | None:
+    def kept_until(self, job: NewJob, *, full: bool) -> datetime | None:
         kept = self._kept.get(job.ties.batch or "")
-        if kept is None:
+        if kept is None or (full and kept.batch.expires_at is None):
             return None
         now = self._clock()
         until = kept.batch.expires_at or now + timedelta(seconds=self._policy.retention_s)

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from services.contracts.base import Contract
 from services.contracts.batch import LineFault, OnInvalid
+from services.contracts.errors import ErrorCode
 from services.contracts.job import JobError
 from services.tenants.keys import ApiKey
 
@@ -83,6 +84,12 @@ class Batch(NewBatch):
     @property
     def owner(self) -> str:
         return self.key.owner
+
+
+BATCH_DAMAGED = JobError(
+    code=ErrorCode.INTERNAL,
+    message="the batch's record was damaged: jobs that it has made go on by themselves; send the other lines again",
+)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ class BatchStore(Protocol):
         """Note a batch that is being uploaded; with an idempotency key used before, the earlier one.
 
         Raises Conflict(IDEMPOTENCY_CONFLICT) if that was another request, Limited(TOO_MANY_BATCHES) when as many of the
-        owner's batches are unfinished, Unavailable(QUEUE_FULL) over the bound of the server's memory. Repeating a call
-        is harmless.
+        owner's batches are unfinished, or `JobPolicy.max_kept_batches` are kept, Limited(TOO_MANY_JOBS) when the owner
+        may keep no more jobs, Unavailable(QUEUE_FULL) over the bound of the server's memory. Repeating a call is
+        harmless.
         """
 
     def open(self, batch_id: str, blob: str) -> Batch | None:
@@ -99,6 +100,11 @@ class BatchStore(Protocol):
 
 def too_many_batches(unfinished: int) -> Limited:
     message = f"{unfinished} of your batches have not ended, which is as many as may be: wait for one to end"
+    return Limited(ErrorCode.TOO_MANY_BATCHES, message, retry_after_s=SOON_S)
+
+
+def too_many_kept_batches(kept: int) -> Limited:
+    message = f"{kept} of your batches are kept, which is as many as may be: delete those whose results you have read"
     return Limited(ErrorCode.TOO_MANY_BATCHES, message, retry_after_s=SOON_S)
 
 

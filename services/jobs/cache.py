@@ -33,7 +33,8 @@ class ResultCache(Protocol):
         """The job whose result answers `job`, by `job.ties.cache_entry`; raises Unavailable.
 
         None as well when `job` is there already, or its idempotency key is taken: `JobStore.create` knows what to do.
-        None, too, when the owner has `JobPolicy.max_answers` answered jobs, or the store is short of memory.
+        None, too, when the owner has `JobPolicy.max_answers` answered jobs or may keep no more of any kind, or when the
+        store is short of memory.
         For some minutes the sweep spares blobs of `job.id`: the result may be copied before the record exists.
         """
 

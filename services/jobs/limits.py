@@ -37,6 +37,22 @@ def queue_share_filled(share: int) -> Limited:
     return Limited(ErrorCode.TOO_MANY_JOBS, message, retry_after_s=SOON_S)
 
 
+def too_many_kept(kept: int) -> Limited:
+    message = (
+        f"{kept} of your jobs are kept, which is as many as may be: delete those whose results you have read, or wait "
+        "until the oldest expire"
+    )
+    return Limited(ErrorCode.TOO_MANY_JOBS, message, retry_after_s=SOON_S)
+
+
+def too_much_kept(nbytes: int, share: int) -> Limited:
+    message = (
+        f"your jobs and their results take {nbytes} bytes of the store, and {share} are your share: delete those that "
+        "you have read, or wait until the oldest expire"
+    )
+    return Limited(ErrorCode.TOO_MANY_JOBS, message, retry_after_s=SOON_S)
+
+
 def quota_exceeded(cost: int, charged: int, bound: int, resets_in: timedelta) -> Limited:
     """`cost`, `charged` and `bound` in token-layers."""
     minutes = -(-resets_in // timedelta(minutes=1))

@@ -24,18 +24,35 @@ class JobPolicy:
     max_queued: int = 20_000
     """Queued jobs of a pool."""
 
+    batch_share: float = 0.5
+    """Share of `max_queued` from which on jobs of the priority `batch` are not admitted: the rest is for those that
+    somebody waits for."""
+
     small_cost: int = 20_000
     """Token-layers up to which a job counts as small: about a second of SmolLM2-135M on two cores."""
 
     max_memory: float = 0.8
     """Share of the server's memory bound over which no job is admitted."""
 
+    max_kept: int = 100_000
+    """Jobs of an owner that are kept: those that live, and those that ended less than `retention_s` ago."""
+
+    max_kept_share: float = 0.5
+    """Share of what all jobs may take of the server's memory that one owner's jobs, batches and blobs may take."""
+
+    max_kept_batches: int = 1_000
+    """Batches of an owner that are kept."""
+
+    max_renewed: float = 0.75
+    """Share of what an owner may keep over which jobs of its unfinished batches are kept no longer than other jobs."""
+
     max_answers: int = 10_000
     """Kept jobs of an owner that the result cache answered; over it jobs run. Answers come faster than any worker, and
     would fill the store before the first of them is forgotten."""
 
-    roomy_memory: float = 0.4
-    """Share of the server's memory bound up to which results of a middling size stay in their records."""
+    roomy_memory: float = 0.2
+    """Share of the server's memory bound up to which results of a middling size stay in their records: half of what one
+    owner may take."""
 
     retention_s: float = 24 * 3600.0
     """How long a job is kept after its end."""

@@ -76,7 +76,8 @@ class JobStore(Protocol):
 
         With an idempotency key that the owner has used before: the earlier job (its id is not `job.id`) if the request
         was the same, else raises Conflict(IDEMPOTENCY_CONFLICT). Raises Limited(TOO_MANY_JOBS | QUOTA_EXCEEDED) over
-        `job.limits`, and Unavailable(QUEUE_FULL) over the bound of the pool's queue or of the server's memory,
+        `job.limits`, Limited(TOO_MANY_JOBS) over what `JobPolicy` lets an owner keep, and Unavailable(QUEUE_FULL) over
+        the bound of the pool's queue, which is lower for the priority `batch`, or of the server's memory,
         Conflict(BATCH_CLOSED) for a job of a batch that does not run. Repeating a call is harmless. The job's cost is
         charged to its owner's day.
         """
@@ -139,7 +140,8 @@ class JobStore(Protocol):
 
         Hands expired leases back (or fails the job: blamed too often, past its deadline; or cancels it, if that was
         asked for), fails queued jobs past their deadline, forgets jobs past their retention whose batch, if they have
-        one, is forgotten. After an outage leases get one more term first.
+        one, is forgotten, or has not ended while its owner keeps nearly all that it may. After an outage leases get one
+        more term first.
         """
 
     def known(self, job_ids: Collection[str]) -> frozenset[str]:

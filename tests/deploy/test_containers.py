@@ -16,6 +16,7 @@ from redis.exceptions import ConnectionError as ConnectionFailed
 
 from deploy.local.stack import GATEWAY, WORKER
 from services.adapters.embedded_valkey import free_port, server_binary
+from services.adapters.redis_client import check_server
 from tests.processes import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -169,6 +170,7 @@ def test_the_composed_valkey_keeps_what_it_is_told_and_wants_its_password(compos
     assert eventually(answers)
     with Redis.from_url(composed_valkey, decode_responses=True) as client:
         settings = client.config_get("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
+        check_server(client)
     assert settings == {
         "appendonly": "yes",
         "appendfsync": "everysec",

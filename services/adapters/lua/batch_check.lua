@@ -8,9 +8,10 @@ local _, batch, fence, before, offset, number, cost = unpack(ARGV)
 if not has_turn(batch, fence, 'validating') then return false end
 local checked = batch_fields(batch, 'checked')
 if checked ~= before then return tonumber(checked) > tonumber(before) end
-local invalid = 0
+local invalid, bytes = 0, 0
 for i = 8, #ARGV, 2 do
   redis.call('RPUSH', 'lensd:batch-lines:' .. batch, ARGV[i + 1])
+  bytes = bytes + #ARGV[i + 1]
   if ARGV[i] == '1' then
     invalid = invalid + 1
     show_wrong(batch, ARGV[i + 1])
@@ -19,4 +20,6 @@ end
 batch_set(batch, 'checked', before + (#ARGV - 7) / 2, 'offset', offset, 'number', number)
 redis.call('HINCRBY', 'lensd:batch:' .. batch, 'cost', cost)
 redis.call('HINCRBY', 'lensd:batch:' .. batch, 'invalid', invalid)
+redis.call('HINCRBY', 'lensd:batch:' .. batch, 'bytes', bytes)
+keep(batch_fields(batch, 'owner'), bytes)
 return true

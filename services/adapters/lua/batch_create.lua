@@ -2,20 +2,28 @@
 -- Notes a batch that is being uploaded, and reserves its idempotency key.
 -- ARGV: policy, batch, owner, head (JSON), lines, how many of the owner's may be unfinished,
 --       idempotency key's name or '', request digest
--- Returns {'created'} | {'replayed', batch} | {'conflict'} | {'limited', unfinished} | {'full'}
+-- Returns {'created'} | {'replayed', batch} | {'conflict'} | {'limited', 'unfinished', how many} | {'full'} |
+--         {'limited', 'batches', how many are kept} | {'limited', 'kept' or 'bytes', …} as create.lua
 
 local _, batch, owner, head, lines, at_most, reservation, digest = unpack(ARGV)
 
 if batch_fields(batch, 'owner') then return {'created'} end
-if reservation ~= '' then
-  local reserved = redis.call('GET', reservation)
-  if reserved then
-    local earlier, request = reserved:match('^(%S+) (%S+)$')
-    return request == digest and {'replayed', earlier} or {'conflict'}
+local answer, earlier = earlier_request(reservation, digest, 'batch')
+if answer then return {answer, earlier} end
+local open = 'lensd:batches-open:' .. owner
+if redis.call('SCARD', open) >= tonumber(at_most) then
+  -- A batch whose record was damaged may not have been known as its owner's when it was put out of the way.
+  for _, other in ipairs(redis.call('SMEMBERS', open)) do
+    local status = batch_fields(other, 'status')
+    if not status or status == 'ended' or status == 'failed' then redis.call('SREM', open, other) end
   end
 end
-local unfinished = redis.call('SCARD', 'lensd:batches-open:' .. owner)
-if unfinished >= tonumber(at_most) then return {'limited', unfinished} end
+local unfinished = redis.call('SCARD', open)
+if unfinished >= tonumber(at_most) then return {'limited', 'unfinished', unfinished} end
+local kept = redis.call('ZCARD', 'lensd:batches:' .. owner)
+if kept >= policy.max_kept_batches then return {'limited', 'batches', kept} end
+local too_much = keeps_too_much(owner)
+if too_much then return too_much end
 if memory_is_short() then return {'full'} end
 
 batch_set(batch, 'owner', owner, 'head', head, 'lines', lines, 'status', 'uploading', 'created_at', digits(now),

@@ -32,11 +32,12 @@ local function show_wrong(batch, line)
 end
 
 local function forget_batch(batch)
-  local owner, idempotency = batch_fields(batch, 'owner', 'idempotency')
+  local owner, idempotency, bytes = batch_fields(batch, 'owner', 'idempotency', 'bytes')
   redis.call('ZREM', 'lensd:batches-due', batch)
   if not owner then return end
   redis.call('ZREM', 'lensd:batches:' .. owner, batch)
   redis.call('SREM', 'lensd:batches-open:' .. owner, batch)
+  keep(owner, -(tonumber(bytes) or 0))
   if idempotency then redis.call('DEL', idempotency) end
   for _, part in ipairs({'', '-lines', '-wrong', '-names', '-living', '-deleted'}) do
     redis.call('UNLINK', 'lensd:batch' .. part .. ':' .. batch)

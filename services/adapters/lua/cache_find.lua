@@ -5,10 +5,10 @@
 -- Returns the other job or false
 
 local _, id, owner, entry, reservation, patience = unpack(ARGV)
-if fields(id, 'status') or (reservation ~= '' and redis.call('EXISTS', reservation) == 1) then return false end
+if fields(id, 'status') or earlier_request(reservation) then return false end
 local source = redis.call('GET', 'lensd:cached:' .. entry)
 if not source or fields(source, 'status') ~= 'succeeded' then return false end
 local answers = tonumber(redis.call('GET', 'lensd:answers:' .. owner)) or 0
-if answers >= policy.max_answers or memory_is_short() then return false end
-redis.call('SET', 'lensd:arriving:' .. id, source, 'PX', digits(patience / 1000))
+if answers >= policy.max_answers or keeps_too_much(owner) or memory_is_short() then return false end
+redis.call('SET', 'lensd:arriving:' .. id, source .. ' ' .. owner, 'PX', digits(patience / 1000))
 return source

@@ -2,8 +2,9 @@
 -- Stores a queued job, reserves its idempotency key and puts it in line.
 -- ARGV: policy, job, owner, pool, priority, size, head (JSON), spec (JSON), inputs (JSON), deadline from now or '',
 --       idempotency key's name or '', request digest, estimated cost, limits of the owner (JSON), ties (JSON)
--- Returns {'created', created_at} | {'replayed', job} | {'conflict'} | {'full', 'queue' or 'memory'} |
+-- Returns {'created', created_at} | {'replayed', job} | {'conflict'} | {'full', 'queue', 'batch' or 'memory'} |
 --         {'limited', 'jobs', how many there are} | {'limited', 'queue', how many may wait} |
+--         {'limited', 'kept', how many are kept} | {'limited', 'bytes', how many are kept, how many may be} |
 --         {'closed'}, if its batch does not run | {'limited', 'work', charged today, microseconds until midnight}
 
 local _, id, owner, pool, priority, size, head, spec, inputs, deadline, reservation, digest, cost = unpack(ARGV)
@@ -22,13 +23,17 @@ end
 local function refusal()
   local living = redis.call('SCARD', 'lensd:living:' .. owner)
   if limits.jobs and living >= limits.jobs then return {'limited', 'jobs', living} end
+  local kept = keeps_too_much(owner)
+  if kept then return kept end
   local share = math.floor(limits.queue_share * policy.max_queued)
   if limits.queue_share < 1 and queued() >= share then return {'limited', 'queue', share} end
   local charged = tonumber(redis.call('GET', work_of(owner, today)) or 0)
   if limits.daily_token_layers and charged + cost > limits.daily_token_layers then
     return {'limited', 'work', charged, digits((today + 1) * DAY - now)}
   end
-  if redis.call('ZCARD', 'lensd:queued:' .. pool) >= policy.max_queued then return {'full', 'queue'} end
+  local depth = redis.call('ZCARD', 'lensd:queued:' .. pool)
+  if depth >= policy.max_queued then return {'full', 'queue'} end
+  if priority == 'batch' and depth >= policy.max_queued * policy.batch_share then return {'full', 'batch'} end
   if memory_is_short() then return {'full', 'memory'} end
 end
 
@@ -57,4 +62,5 @@ redis.call('SADD', 'lensd:pools', pool)
 charge(id, owner, cost)
 enqueue(id, now)
 announce(id)
+weigh(id)
 return {'created', digits(now)}

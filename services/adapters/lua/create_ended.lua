@@ -13,7 +13,8 @@ local refusal, earlier = earlier_request(reservation, digest)
 if refusal then return earlier and answer(earlier) or refusal end
 -- Where it is to run after all, copies of blobs may lie there already: they are spared until it has its record.
 local arriving = 'lensd:arriving:' .. id
-if redis.call('GET', arriving) ~= source or redis.call('GET', 'lensd:cached:' .. entry) ~= source then return false end
+if redis.call('GET', arriving) ~= source .. ' ' .. owner then return false end
+if redis.call('GET', 'lensd:cached:' .. entry) ~= source then return false end
 
 redis.call('DEL', arriving)
 put_record(id, owner, pool, priority, size, head, ties, reservation, digest)

@@ -8,9 +8,12 @@
 --   lensd:tokens:<id>                        list: what the running attempt has written, one batch a beat, as JSON
 --   lensd:events                             stream: the latest events of all jobs
 --   lensd:owner:<owner>                      sorted set: the owner's jobs by creation
+--   lensd:kept-bytes:<owner>                 string: bytes that the owner's jobs and batches take of the store's memory
+--   lensd:blob-bytes:<owner>                 string: the same of its blobs, where they lie in the store (redis_blobs.py)
 --   lensd:idempotency:<owner>:<key digest>   string: "<job> <request digest>"
 --   lensd:cached:<question>:<fingerprint>    string: the job whose result answers the question (services/jobs/cache.py)
---   lensd:arriving:<id>                      string: the job whose result is copied for a job that has no record yet
+--   lensd:arriving:<id>                      string: "<job> <owner>", the job whose result is copied for an owner's job
+--                                            that has no record yet
 --   lensd:answers:<owner>                    string: how many of the owner's jobs were answered so and are kept
 --   lensd:living:<owner>                     set: the owner's jobs that have not ended
 --   lensd:running:<owner>                    set: those of them that run
@@ -20,7 +23,7 @@
 --   lensd:turns:<group>                      list: owners with queued jobs, in turn
 --   lensd:line:<group>:<owner>               sorted set: the owner's queued jobs by creation
 --   lensd:leases, :deadlines, :expiries      sorted sets: jobs by the time of each
---   lensd:quarantined:<id>                   anything: what lay in a record's place and was none, until it expires
+--   lensd:quarantined:<id>                   anything: what lay in a job's or batch's record's place, until it expires
 --   lensd:executing:<worker>                 string: " <job>:<attempt> <job>:<attempt> " of the chunk it runs
 --   lensd:reaper                             hash: last round, last sweep, end of the reprieve after an outage
 --   lensd:webhook:<id>, :deliveries, …        see delivery_prelude.lua
@@ -76,18 +79,65 @@ local function announce(id)
   redis.call('XADD', 'lensd:events', 'MAXLEN', '~', policy.kept_shared_events, '*', 'job', id, unpack(event))
 end
 
-local function memory_is_short()
-  local info = redis.call('INFO', 'memory')
-  local bound = tonumber(info:match('\nmaxmemory:(%d+)'))
-  return bound > 0 and tonumber(info:match('used_memory:(%d+)')) > bound * policy.max_memory
+local info
+
+-- Bytes of the server's memory that are used, and its bound, 0 for none.
+local function memory()
+  info = info or redis.call('INFO', 'memory')
+  return tonumber(info:match('used_memory:(%d+)')), tonumber(info:match('\nmaxmemory:(%d+)'))
 end
 
--- Whether an idempotency key is taken, and how: 'replayed' and the job of the same request, or 'conflict'.
-local function earlier_request(reservation, digest)
+local function memory_is_short()
+  local used, bound = memory()
+  return bound > 0 and used > bound * policy.max_memory
+end
+
+local function kept_bytes(owner)
+  local records, blobs = unpack(redis.call('MGET', 'lensd:kept-bytes:' .. owner, 'lensd:blob-bytes:' .. owner))
+  return (tonumber(records) or 0) + (tonumber(blobs) or 0)
+end
+
+-- Why nothing more is kept for the owner until something of its own is forgotten, or nil; `part` of its bounds counts.
+local function keeps_too_much(owner, part)
+  local jobs = redis.call('ZCARD', 'lensd:owner:' .. owner)
+  if jobs >= policy.max_kept * (part or 1) then return {'limited', 'kept', jobs} end
+  local _, bound = memory()
+  local share = math.floor(bound * policy.max_memory * policy.max_kept_share * (part or 1))
+  local bytes = kept_bytes(owner)
+  if bound > 0 and bytes >= share then return {'limited', 'bytes', bytes, share} end
+end
+
+-- What an owner's jobs and batches take changed by so many bytes. Once it has none the count begins anew, whatever a
+-- damaged record did to it.
+local function keep(owner, bytes)
+  local kept = 'lensd:kept-bytes:' .. owner
+  local none = redis.call('EXISTS', 'lensd:owner:' .. owner, 'lensd:batches:' .. owner, 'lensd:batches-open:' .. owner) == 0
+  -- Less of nothing is -0 in Lua, which is no integer to the server.
+  if redis.call('INCRBY', kept, digits(bytes + 0)) <= 0 or none then redis.call('DEL', kept) end
+end
+
+local function usage(key) return redis.call('MEMORY', 'USAGE', key, 'SAMPLES', 0) or 0 end
+
+-- A job's places in sorted sets and its reservation.
+local INDEX_BYTES = 700
+
+-- Notes what the job takes of the store's memory as its owner's.
+local function weigh(id)
+  local owner, before = fields(id, 'owner', 'bytes')
+  if not owner then return end
+  local bytes = usage('lensd:job:' .. id) + usage('lensd:events:' .. id) + INDEX_BYTES
+  set(id, 'bytes', bytes)
+  keep(owner, bytes - (tonumber(before) or 0))
+end
+
+-- Whether an idempotency key is taken, and how: 'replayed' and the job (or batch) of the same request, or 'conflict'.
+-- One whose record is gone, or is none, holds nothing: what put it out of the way could not know its key.
+local function earlier_request(reservation, digest, kind)
   local reserved = reservation ~= '' and redis.call('GET', reservation)
   if not reserved then return nil end
-  local job, request = reserved:match('^(%S+) (%S+)$')
-  if request == digest then return 'replayed', job end
+  local earlier, request = reserved:match('^(%S+) (%S+)$')
+  if not earlier or redis.call('TYPE', 'lensd:' .. (kind or 'job') .. ':' .. earlier).ok ~= 'hash' then return nil end
+  if request == digest then return 'replayed', earlier end
   return 'conflict'
 end
 
@@ -165,7 +215,8 @@ end
 
 local function queue_delivery(id) queue_message(id, fields(id, 'owner', 'webhook')) end
 
-local function batch_fields(batch, ...) return unpack(redis.call('HMGET', 'lensd:batch:' .. batch, ...)) end
+-- Nothing of what is no record, which a keeper puts out of the way.
+local function batch_fields(batch, ...) return unpack(redis.pcall('HMGET', 'lensd:batch:' .. batch, ...)) end
 
 local function end_batch(batch, status, ...)
   local expires = digits(now + policy.retention)
@@ -222,11 +273,13 @@ local function shut_by_batch(id, batch)
   if batch_fields(batch, 'status') ~= 'running' then return 'closed' end
 end
 
--- A job is kept for as long as its batch. Returns whether it is to be kept longer.
+-- A job is kept for as long as its batch. Returns whether it is to be kept longer: not if the batch has not ended and its
+-- owner nears its bounds, for a batch that waits for room among its own results would wait for ever.
 local function kept_by_batch(id)
   local batch = fields(id, 'batch')
   local owner, expires = batch_fields(batch or '', 'owner', 'expires_at')
-  if not owner then return false end
+  expires = tonumber(expires or '') and expires
+  if not owner or (not expires and keeps_too_much(owner, policy.max_renewed)) then return false end
   if not expires then expires = digits(now + policy.retention) end
   -- A batch past its own time goes with all its jobs as soon as a keeper comes round.
   if passed(expires) then expires = digits(now + policy.lease) end
@@ -252,9 +305,11 @@ local function finish(id, status, ...)
   redis.call('ZADD', 'lensd:expiries', expires, id)
   announce(id)
   redis.call('LTRIM', 'lensd:events:' .. id, -policy.kept_events_of_ended, -1)
+  weigh(id)
   remember(id, status)
   queue_delivery(id)
-  tell_batch(id, status)
+  -- A damaged batch costs its jobs nothing: a keeper finds it.
+  pcall(tell_batch, id, status)
 end
 
 -- A claim holds until the job ends, is released, or is claimed by another: a job that was handed back in the worker's
@@ -292,9 +347,12 @@ end
 local function forget(id)
   redis.call('ZREM', 'lensd:expiries', id)
   local owner, idempotency, entry, cached = fields(id, 'owner', 'idempotency', 'cache_entry', 'cached')
-  local batch, status = fields(id, 'batch', 'status')
+  local batch, status, bytes = fields(id, 'batch', 'status', 'bytes')
   if batch and batch_fields(batch, 'owner') then redis.call('HSET', 'lensd:batch-deleted:' .. batch, id, status) end
-  if owner then redis.call('ZREM', 'lensd:owner:' .. owner, id) end
+  if owner then
+    redis.call('ZREM', 'lensd:owner:' .. owner, id)
+    keep(owner, -(tonumber(bytes) or 0))
+  end
   if idempotency then redis.call('DEL', idempotency) end
   if entry and redis.call('GET', 'lensd:cached:' .. entry) == id then redis.call('DEL', 'lensd:cached:' .. entry) end
   local answers = owner and cached and 'lensd:answers:' .. owner
@@ -326,6 +384,7 @@ local function quarantine(id, owner)
     redis.call('HDEL', record, 'spec', 'inputs', 'suspected', 'charged', 'charged_on')
     redis.call('ZADD', 'lensd:expiries', expires, id)
     pcall(announce, id)
+    pcall(weigh, id)
     if before == 'queued' or before == 'running' then
       pcall(tell_batch, id, 'failed')
       pcall(queue_delivery, id)

@@ -20,8 +20,11 @@ class BatchRoll(Protocol):
     def left(self, job: NewJob, record: JobRecord) -> None:
         """The job is forgotten."""
 
-    def kept_until(self, job: NewJob) -> datetime | None:
-        """Until when the batch keeps a job past its retention; None if it does not."""
+    def kept_until(self, job: NewJob, *, full: bool) -> datetime | None:
+        """Until when the batch keeps a job past its retention; None if it does not.
+
+        `full`: the owner nears what it may keep; a batch that has not ended keeps nothing then.
+        """
 
     def known(self, ids: Collection[str]) -> frozenset[str]:
         """Those that are ids of batches."""
@@ -42,8 +45,8 @@ class NoBatches:
     def left(self, job: NewJob, record: JobRecord) -> None:
         del job, record
 
-    def kept_until(self, job: NewJob) -> datetime | None:
-        del job
+    def kept_until(self, job: NewJob, *, full: bool) -> datetime | None:
+        del job, full
         return None
 
     def known(self, ids: Collection[str]) -> frozenset[str]:

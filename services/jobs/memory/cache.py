@@ -1,5 +1,6 @@
 """The result cache in one process."""
 
+from services.contracts.errors import Limited
 from services.contracts.job import JobStatus
 from services.jobs.memory.store import MemoryJobStore
 from services.jobs.policy import JobPolicy
@@ -21,6 +22,10 @@ class MemoryResultCache:
             return None
         source = self._store.get(self._sources.get(job.ties.cache_entry or "", ""))
         if source is None or self._answers(job.owner) >= self._max_answers:
+            return None
+        try:
+            self._store.check_kept(job.owner)
+        except Limited:
             return None
         self._store.arriving.add(job.id)
         return source

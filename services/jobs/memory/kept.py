@@ -34,6 +34,9 @@ class KeptJobs(dict[str, KeptJob]):
     def living_of(self, owner: str) -> Sequence[KeptJob]:
         return [job for job in self.values() if job.new.owner == owner and not job.record.status.terminal]
 
+    def of(self, owner: str) -> Sequence[KeptJob]:
+        return [job for job in self.values() if job.new.owner == owner]
+
     def with_status(self, status: JobStatus) -> Sequence[KeptJob]:
         return [job for job in self.values() if job.record.status is status]
 

@@ -12,7 +12,7 @@ from typing import Any
 from services.contracts.errors import Conflict, ErrorCode, Unavailable
 from services.contracts.generation import NewTokens
 from services.contracts.job import JobProgress, JobStatus
-from services.jobs.limits import queue_share_filled, too_many_jobs
+from services.jobs.limits import queue_share_filled, too_many_jobs, too_many_kept
 from services.jobs.memory.batches import BatchRoll, NoBatches
 from services.jobs.memory.charges import Charges
 from services.jobs.memory.cursor import read_cursor
@@ -108,13 +108,20 @@ class MemoryJobStore:
         living = len(self._jobs.living_of(job.owner))
         if limits.jobs is not None and living >= limits.jobs:
             raise too_many_jobs(living)
+        self.check_kept(job.owner)
         share = math.floor(limits.queue_share * self._policy.max_queued)
         queued = sum(turns.waiting(job.owner) for (pool, *_), turns in self._turns.items() if pool == job.pool)
         if limits.queue_share < 1 and queued >= share:
             raise queue_share_filled(share)
         self._charges.admit(job, now)
-        if self._jobs.depth(job.pool) >= self._policy.max_queued:
+        yields = self._policy.batch_share if job.spec.priority == "batch" else 1
+        if self._jobs.depth(job.pool) >= self._policy.max_queued * yields:
             raise Unavailable(ErrorCode.QUEUE_FULL, "too many jobs are waiting already", retry_after_s=10)
+
+    def check_kept(self, owner: str) -> None:
+        """Raises Limited(TOO_MANY_JOBS) if no more jobs are kept for the owner."""
+        if (kept := len(self._jobs.of(owner))) >= self._policy.max_kept:
+            raise too_many_kept(kept)
 
     def get(self, job_id: str) -> JobRecord | None:
         with self._lock:
@@ -297,7 +304,8 @@ class MemoryJobStore:
         return tuple(forgotten)
 
     def _kept_by_batch(self, job: KeptJob) -> bool:
-        until = self.batches.kept_until(job.new)
+        full = len(self._jobs.of(job.new.owner)) >= self._policy.max_renewed * self._policy.max_kept
+        until = self.batches.kept_until(job.new, full=full)
         if until is not None:
             job.record = job.record.model_copy(update={"expires_at": until})
         return until is not None

@@ -1,7 +1,7 @@
-"""Doorbells and job records that lensd did not write, put into the store by hand among sound jobs.
+"""Doorbells and records of jobs and batches that lensd did not write, put into the store by hand among sound ones.
 
 Records are damaged in line, while no worker can claim them: their fields overwritten, taken away, or the whole record
-replaced by something that is no record at all.
+replaced by something that is no record at all. Batches are damaged while all their jobs wait.
 """
 
 import base64
@@ -95,6 +95,25 @@ DAMAGES: Sequence[tuple[str, Callable[[Redis, str], object]]] = (
 )
 
 
+BATCH_LINES = 5
+
+
+def _batch_set(name: str, value: str) -> Callable[[Redis, str], object]:
+    return lambda redis, batch_id: redis.hset(f"lensd:batch:{batch_id}", name, value)
+
+
+def _batch_replaced(redis: Redis, batch_id: str) -> None:
+    redis.delete(f"lensd:batch:{batch_id}")
+    redis.set(f"lensd:batch:{batch_id}", "no record")
+
+
+BATCH_DAMAGES: Sequence[tuple[str, Callable[[Redis, str], object]]] = (
+    ("a count is a word", _batch_set("succeeded", "many")),
+    ("head is empty", _batch_set("head", "{}")),
+    ("a text in the record's place", _batch_replaced),
+)
+
+
 def run(plant: Plant, scale: Scale) -> Findings:
     findings = Findings()
     pids = [worker.pid for worker in plant.workers]
@@ -103,6 +122,7 @@ def run(plant: Plant, scale: Scale) -> Findings:
         client = Client(plant, load.ledger)
         _ring(plant, load, client, findings)
         _damage(plant, load, client, findings)
+        _damage_batches(plant, client, findings)
         client.hang_up()
     same = [worker.pid for worker in plant.workers if worker.alive and plant.serves(worker)] == pids
     findings.holds("the worker is the process it was, and serves", "yes", "yes" if same else "no", same)
@@ -158,6 +178,61 @@ def _damage(plant: Plant, load: Load, client: Client, findings: Findings) -> Non
     answers = {client.request("GET", f"/v1/jobs/{entry.job_id}")[0] for entry in damaged}
     findings.holds("asking for a damaged job answers", "200 or 404", sorted(answers), answers <= {200, 404})
     findings.equal("a list of jobs answers", 200, client.request("GET", "/v1/jobs?limit=100")[0])
+
+
+def _damage_batches(plant: Plant, client: Client, findings: Findings) -> None:
+    before = _quarantined(plant)
+    for worker in plant.workers:
+        worker.freeze()
+    damaged = [_upload(plant) for _ in BATCH_DAMAGES]
+    with plant.redis() as redis:
+        all_waiting = eventually(lambda: all(_waits(client, batch_id) for batch_id in damaged), TOLD_S)
+        jobs = {batch_id: redis.smembers(f"lensd:batch-living:{batch_id}") for batch_id in damaged}
+        places = f"lensd:batches-open:{cast('bytes', redis.hget(f'lensd:batch:{damaged[0]}', 'owner')).decode()}"
+        for (_, damage), batch_id in zip(BATCH_DAMAGES, damaged, strict=True):
+            damage(redis, batch_id)
+        sound = _upload(plant)
+        findings.equal(
+            "batches that hold one of their owner's places", len(damaged), len(_held(redis, places, damaged))
+        )
+        eventually(lambda: not _held(redis, places, damaged), TOLD_S)
+        findings.holds(
+            "batches are damaged while all their jobs wait", "yes", "yes" if all_waiting else "no", all_waiting
+        )
+        findings.equal("of them once a keeper has met them", [], _held(redis, places, damaged))
+        for worker in plant.workers:
+            worker.thaw()
+        ended = eventually(lambda: client.ask(f"/v1/batches/{sound}")["status"] == "ended", END_S)
+        findings.holds("a sound batch among them ends", "yes", "yes" if ended else "no", ended)
+        made = [job_id.decode() for members in jobs.values() for job_id in cast("set[bytes]", members)]
+        eventually(lambda: all(_status(redis, job_id) == "succeeded" for job_id in made), END_S)
+        succeeded = sum(_status(redis, job_id) == "succeeded" for job_id in made)
+        findings.equal("jobs of the damaged batches that succeed", len(damaged) * BATCH_LINES, succeeded)
+    findings.at_least("lines in the logs that say so", len(damaged), _quarantined(plant) - before)
+    answers = [client.request("GET", f"/v1/batches/{batch_id}") for batch_id in damaged]
+    statuses = {answer[0] for answer in answers}
+    findings.holds("asking for a damaged batch answers", "200 or 404", sorted(statuses), statuses <= {200, 404})
+    became = [answer[2]["status"] if answer[0] == 200 else "gone" for answer in answers]
+    findings.note(
+        "what became of batches: " + ", ".join(f"{why}: {s}" for (why, _), s in zip(BATCH_DAMAGES, became, strict=True))
+    )
+
+
+def _upload(plant: Plant) -> str:
+    lines = [json.dumps({"custom_id": str(number), "job": small(number)}) for number in range(BATCH_LINES)]
+    with plant.client() as http:
+        answer = http.post("/v1/batches", content="\n".join(lines), headers={"Content-Type": "application/jsonl"})
+    return str(answer.raise_for_status().json()["id"])
+
+
+def _waits(client: Client, batch_id: str) -> bool:
+    return bool(client.ask(f"/v1/batches/{batch_id}")["counts"]["queued"] == BATCH_LINES)
+
+
+def _held(redis: Redis, places: str, batches: Sequence[str]) -> list[str]:
+    """Batches that count as unfinished ones of their owner."""
+    held = {member.decode() for member in cast("set[bytes]", redis.smembers(places))}
+    return sorted(held & set(batches))
 
 
 def _lines(plant: Plant) -> int:

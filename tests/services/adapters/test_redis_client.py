@@ -109,12 +109,22 @@ def test_a_cluster_is_refused_with_a_sentence(cluster: str) -> None:
         check_server(make_client(cluster, patient=False))
 
 
-def test_a_server_that_may_evict_jobs_is_refused(redis_url: str) -> None:
+@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random", "volatile-lru", "volatile-ttl"])
+def test_a_server_that_may_evict_what_is_kept_is_refused(redis_url: str, policy: str) -> None:
     with Redis.from_url(redis_url) as client:
         check_server(client)
-        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.config_set("maxmemory-policy", policy)
         try:
-            with pytest.raises(UnsuitableServerError, match="noeviction"):
-                check_server(client)
+            with pytest.raises(UnsuitableServerError, match=f"{policy}.*noeviction"):
+                check_server(client, ephemeral=True)
         finally:
             client.config_set("maxmemory-policy", "noeviction")
+
+
+def test_a_server_without_an_append_only_file_is_refused_unless_its_jobs_may_be_lost(tmp_path: Path) -> None:
+    with valkey_server(tmp_path) as server, make_client(server.url, patient=False) as client:
+        check_server(client)
+        client.config_set("appendonly", "no")
+        with pytest.raises(UnsuitableServerError, match="appendonly"):
+            check_server(client)
+        check_server(client, ephemeral=True)

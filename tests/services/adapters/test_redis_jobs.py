@@ -202,6 +202,20 @@ def test_what_is_no_record_at_all_is_kept_aside_for_a_while_and_spoils_nothing(
     assert 0 < client.ttl(f"lensd:quarantined:{replaced}") <= POLICY.retention_s
 
 
+@pytest.mark.parametrize("request_sha256", ["digest", "another"])
+def test_the_idempotency_key_of_a_job_without_a_record_is_free_again(
+    store: RedisJobStore, client: Redis, request_sha256: str
+) -> None:
+    replaced, lost = (store.create(new_job(), Idempotency(key, "digest")).id for key in ("k1", "k2"))
+    _replace(client, replaced)
+    client.delete(f"lensd:job:{lost}")
+    for key in ("k1", "k2"):
+        again = store.create(new_job(), Idempotency(key, request_sha256)).id
+        assert again not in (replaced, lost)
+        assert store.create(new_job(), Idempotency(key, request_sha256)).id == again
+    assert store.claim("default", "w1", tuple(Size)) is not None
+
+
 def test_a_damaged_record_costs_its_workers_other_jobs_nothing(store: RedisJobStore, client: Redis) -> None:
     store.create(new_job())
     store.create(new_job())

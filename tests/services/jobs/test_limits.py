@@ -166,3 +166,20 @@ def test_a_worker_passes_over_the_owners_it_names_for_a_size(bench: Bench) -> No
     claims = [bench.store.claim("default", "w1", (Size.LARGE, Size.SMALL), without) for _ in range(3)]
     assert [claim and claim.job.id for claim in claims] == [bob, small, None]
     assert bench.claimed() == large
+
+
+def test_jobs_of_batches_leave_half_of_the_queue_to_others(bench: Bench) -> None:
+    half = POLICY.max_queued // 2
+    for index in range(half):
+        bench.submit(f"owner-{index % 2}", priority="batch")
+    with pytest.raises(Unavailable) as refused:
+        bench.submit("eve", priority="batch")
+    assert refused.value.code is ErrorCode.QUEUE_FULL
+    for _ in range(half):
+        bench.submit("eve")
+    with pytest.raises(Unavailable):
+        bench.submit("eve")
+    bench.claim()
+    with pytest.raises(Unavailable):
+        bench.submit("owner-1", priority="batch")
+    bench.submit("eve")
