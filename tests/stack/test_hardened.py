@@ -244,14 +244,22 @@ def test_both_processes_have_figures_for_prometheus(hardened: Hardened) -> None:
 def test_every_line_is_json_and_has_the_ids_to_follow_a_request_and_a_job_by(hardened: Hardened) -> None:
     answer = hardened.client.post("/v1/jobs", json=job(), headers={**WAIT, "X-Request-Id": "follow-me"})
     name = answer.json()["id"]
-    requests = [line for line in hardened.lines(hardened.gateway_log) if line["logger"] == "api.access"]
-    assert [line["message"] for line in requests if "request_id" not in line] == []
-    assert [line["job_id"] for line in requests if line["request_id"] == "follow-me"] == [name]
+
+    def followed() -> list[str]:
+        return [line["job_id"] for line in requests(hardened) if line["request_id"] == "follow-me"]
+
+    assert eventually(lambda: followed() == [name]), "a line is written after its answer"
+    assert [line["message"] for line in requests(hardened) if "request_id" not in line] == []
     assert eventually(lambda: len(told_of(hardened, name)) == 2)
     assert [line["message"] for line in told_of(hardened, name)] == [
         f"job {name}: attribution, attempt 1",
         f"job {name}: Succeeded",
     ]
+
+
+def requests(hardened: Hardened) -> list[dict[str, Any]]:
+    """What the gateway has logged of requests."""
+    return [line for line in hardened.lines(hardened.gateway_log) if line["logger"] == "api.access"]
 
 
 def told_of(hardened: Hardened, job_id: str) -> list[dict[str, Any]]:
