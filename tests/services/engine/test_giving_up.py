@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from services.contracts.site import SiteName
+from services.engine.decoding import Continuation
 from services.engine.engine import Engine, EngineLimits
 from services.engine.giving_up import BatchGivenUp, give_up_if_unwanted, given_up_without
 from services.engine.outcome import Outcome
@@ -119,6 +120,28 @@ def test_a_stopped_job_ends_at_once_though_its_batch_runs_on_for_another(model: 
     base = 2 * len(TOKENS) * LAYERS
     assert 0 < bill < lone.token_layers
     assert lone.token_layers - base <= staying.token_layers <= lone.token_layers, "its bill is its own rows'"
+
+
+def test_a_text_that_is_being_written_is_let_go_in_the_middle_of_a_step(model: LoadedModel) -> None:
+    text = Continuation(TOKENS, 6)
+    gate, job = Gate(), JobTicket("job", "a")
+    with Engine(EngineLimits(threads=1)) as engine:
+        engine.warm_up(model)
+        with ThreadPoolExecutor() as threads, watching(model, gate):
+            try:
+                writing = threads.submit(engine.generate, model, [text], job=job)
+                assert gate.reached.wait(10)
+                job.stop()
+                with pytest.raises(JobCancelled):
+                    writing.result(10)
+            finally:
+                gate.open.set()
+        (after,) = engine.generate(model, [text], job=JobTicket("next", "a"))
+        assert engine.statistics().waiting_rows == 0
+    with Engine(EngineLimits(threads=1)) as fresh:
+        (want,) = fresh.generate(model, [text], job=JobTicket("other", "b"))
+    assert after.tokens == want.tokens
+    assert after.log_probs == pytest.approx(want.log_probs, abs=1e-4)
 
 
 def test_a_batch_that_fails_is_paid_back_and_its_rows_pay_when_they_run(model: LoadedModel) -> None:
