@@ -20,10 +20,9 @@ def _ignore(_done: int, _planned: int) -> None:
 class JobTicket:
     """One job's standing with the engine; shared by everything that submits rows for it.
 
-    `owner` keeps one tenant's base runs out of another's sight. `cancelled` is polled before every batch and between
-    blocks; who is told to `stop` is cancelled for good. `on_progress` gets rows done and rows planned so far, on the
-    engine's thread: it must return at once. `alone` keeps the job's rows out of batches with other jobs': a worker died
-    over it before.
+    `owner` keeps one tenant's base runs out of another's sight. `cancelled` is polled before every batch. `on_progress`
+    gets rows done and rows planned so far, on the engine's thread: it must return at once. `alone` keeps the job's rows
+    out of batches with other jobs': a worker died over it before.
     """
 
     def __init__(
@@ -52,6 +51,7 @@ class JobTicket:
         self._seconds = 0.0
 
     def cancelled(self) -> bool:
+        """Whether it was told to stop, or is otherwise cancelled; asked before every batch and between its blocks."""
         return self._stopped.done() or self._is_cancelled()
 
     def stop(self) -> None:
