@@ -1,6 +1,7 @@
 #!lua flags=no-writes
 -- About how many jobs start before a queued one, if none came after it: the claim's own order, between its owners as
--- their turns stand. The first OWNERS of a line are looked at; those behind count as these do on average.
+-- their turns stand. The first OWNERS of a line are looked at; those behind count as these do on average, as far as so
+-- many jobs wait at all.
 -- ARGV: policy, job
 -- Returns the number, or false if the job is not queued
 
@@ -35,4 +36,4 @@ if priority == 'batch' then
     ahead = ahead + before(group_of(pool, 'interactive', other), nil, math.huge)
   end
 end
-return ahead
+return math.min(ahead, redis.call('ZCARD', 'lensd:queued:' .. pool) - 1)

@@ -83,3 +83,11 @@ def test_a_crowd_of_owners_is_counted(roomy_bench: Bench) -> None:
         roomy_bench.submit(f"owner-{number}")
     last, batch = roomy_bench.submit("ada"), roomy_bench.submit("ada", priority="batch")
     assert [roomy_bench.store.queued_ahead(job_id) for job_id in (last, batch)] == [CROWD, CROWD + 1]
+
+
+def test_no_more_jobs_are_ahead_than_wait(roomy_bench: Bench) -> None:
+    for _ in range(50):
+        roomy_bench.submit("kay")
+    for number in range(CROWD):
+        roomy_bench.submit(f"owner-{number}")
+    assert roomy_bench.store.queued_ahead(roomy_bench.submit("ada", priority="batch")) == 50 + CROWD
