@@ -2,7 +2,8 @@
 
 Every event is the whole job as it was then, named by its status: the first is a snapshot, the last is `succeeded`,
 `failed` or `cancelled`. One that brings new tokens of a job that generates is named `tokens` instead. A comment keeps
-an idle connection open; `Last-Event-ID` resumes after the last event seen.
+an idle connection open; if the job is queued and its place has changed by then, its latest event comes again instead.
+`Last-Event-ID` resumes after the last event seen.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 
 from services.contracts.errors import LensdError
-from services.contracts.job import JobTokens
+from services.contracts.job import JobState, JobStatus, JobTokens
 from services.jobs.ports import JobEvents
 from services.jobs.record import JobEvent
 
@@ -30,16 +31,20 @@ async def stream(
     events: AsyncGenerator[JobEvent, None],
     closing: asyncio.Event,
     may_follow: Callable[[], Awaitable[bool]],
+    queued_ahead: Callable[[], Awaitable[int | None]],
     keep_alive_s: float = KEEP_ALIVE_S,
 ) -> AsyncGenerator[bytes, None]:
     """`events` in the wire format of server-sent events.
 
     Ends early when `closing` is set, the job is deleted or the client no longer `may_follow` it, which is asked every
-    `keep_alive_s` seconds: the client reconnects, and learns what became of it.
+    `keep_alive_s` seconds: the client reconnects, and learns what became of it. `queued_ahead` is asked for with every
+    event of a queued job, and as often while nothing happens.
     """
     yield f"retry: {RECONNECT_MS}\n\n".encode()
     clock = asyncio.get_running_loop().time
     asked_at = clock()
+    latest: JobEvent | None = None
+    ahead: int | None = None
     with suppress(LensdError):
         async with aclosing(_follow(events, closing, keep_alive_s)) as following:
             async for event in following:
@@ -47,7 +52,13 @@ async def stream(
                     asked_at = clock()
                     if not await may_follow():
                         return
-                yield b": keep-alive\n\n" if event is None else _frame(event)
+                latest, before = event or latest, ahead
+                queued = latest is not None and latest.summary.status is JobStatus.QUEUED
+                ahead = await queued_ahead() if queued else None
+                if latest is not None and (event is latest or ahead not in (None, before)):
+                    yield _frame(latest, ahead)
+                else:
+                    yield b": keep-alive\n\n"
 
 
 async def ended_within(events: JobEvents, job_id: str, seconds: float, closing: asyncio.Event) -> bool:
@@ -88,8 +99,9 @@ async def _follow(
         await events.aclose()
 
 
-def _frame(event: JobEvent) -> bytes:
-    name, data = str(event.summary.status), event.summary.model_dump_json()
+def _frame(event: JobEvent, queued_ahead: int | None) -> bytes:
+    state = JobState(**dict(event.summary), queued_ahead=queued_ahead)
+    name, data = str(state.status), state.model_dump_json()
     if event.tokens:
-        name, data = "tokens", JobTokens(**dict(event.summary), tokens=event.tokens).model_dump_json()
+        name, data = "tokens", JobTokens(**dict(state), tokens=event.tokens).model_dump_json()
     return f"id: {event.id}\nevent: {name}\ndata: {data}\n\n".encode()

@@ -26,7 +26,7 @@ from api.routes.models import TokenizeRequest
 from api.routes.webhooks import MESSAGES, WebhookRequest, WebhookRotationRequest
 from services.contracts.batch import BatchLine, LineResult
 from services.contracts.feature_card import FeatureCard
-from services.contracts.job import JobResult, JobSpec, JobTokens, JobView
+from services.contracts.job import JobResult, JobSpec, JobState, JobTokens, JobView
 from services.contracts.label import LabelLine, LabelRequest
 from services.contracts.webhook import BatchEnded, JobEnded
 
@@ -66,6 +66,7 @@ REQUESTS: tuple[Any, ...] = (
 )
 _ANSWERS: tuple[Any, ...] = (
     JobView,
+    JobState,
     JobTokens,
     JobResult,
     LineResult,

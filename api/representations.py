@@ -19,13 +19,14 @@ NPZ = "application/x-npz"
 OFFERED = (JSON, SAFETENSORS, NPZ)
 
 
-def job_json(record: JobRecord, blobs: Blobs) -> bytes:
+def job_json(record: JobRecord, blobs: Blobs, queued_ahead: int | None = None) -> bytes:
     """The JobView of `record`; its result is null also when its blob is lost, which `/result` then says."""
     try:
         result = None if record.result is None else orjson.Fragment(load_document(record, blobs))
     except NotFound:
         result = None
-    return orjson.dumps({**record.summary().model_dump(mode="json"), "result": result})
+    summary = record.summary().model_dump(mode="json")
+    return orjson.dumps({**summary, "queued_ahead": queued_ahead, "result": result})
 
 
 def result_as(media_type: str, record: JobRecord, blobs: Blobs) -> bytes:

@@ -114,7 +114,7 @@ class WorkerProcess:
         self._doorbell.ring(self._settings.pool)
 
     def drain(self) -> None:
-        """Claim nothing more; after a while make what still runs stop at its next chunk, to be handed back."""
+        """Claim nothing more; after a while make what still runs stop, to be handed back."""
         if self._draining.is_set():
             return
         self._draining.set()

@@ -15,7 +15,8 @@ log = logging.getLogger("lensd.worker")
 
 
 class RunningJob:
-    """A claim being worked on. The heartbeat tells it to stop; the engine asks between chunks whether it should.
+    """A claim being worked on. The heartbeat tells it to stop: it then waits for none of its rows any more, and the
+    engine, which asks between chunks, runs no more of them.
 
     Single attributes are read and written by several threads; each is replaced whole.
     """
@@ -41,10 +42,12 @@ class RunningJob:
         """Take in what the heartbeat learned."""
         self._stop = beat.stop
         self._lost = not beat.held
+        self._stop_if_told()
 
     def hand_back(self) -> None:
-        """Stop at the next chunk, for the job to run elsewhere."""
+        """Stop now, for the job to run elsewhere."""
         self._handing_back = True
+        self._stop_if_told()
 
     @property
     def handed_back(self) -> bool:
@@ -98,6 +101,10 @@ class RunningJob:
             message = "the job was not finished by its deadline: allow more time, or ask for less at once"
             return Failed(JobError(code=ErrorCode.DEADLINE_EXCEEDED, message=message))
         return Cancelled() if self._stop is Stop.CANCELLED else None
+
+    def _stop_if_told(self) -> None:
+        if self._should_stop():
+            self.ticket.stop()
 
     def _should_stop(self) -> bool:
         return self._stop is not None or self._lost or self._handing_back

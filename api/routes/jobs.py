@@ -176,12 +176,13 @@ def delete_job(services: Services, key: Submitter, job_id: JobId) -> None:
     response_class=Response,
     responses={
         200: event_stream(
-            ("JobSummary", "JobTokens"),
-            "Events named by the job's status, each with the job (a JobSummary) as its data; the first is a snapshot, "
-            "the last is terminal. While a `generation` runs, an event that brings new tokens is named `tokens`, and "
-            "its data (a JobTokens) is the job with `tokens`: per text (`prompt`, `strength`, null for the unsteered "
-            "one) those from number `first` on, which take the place of any that the client has there. In a snapshot "
-            "they are all so far; what came last is in the result.",
+            ("JobState", "JobTokens"),
+            "Events named by the job's status, each with the job (a JobState) as its data; the first is a snapshot, "
+            "the last is terminal. While the job is queued, the latest event comes again, under its own id, when "
+            "`queued_ahead` has changed, which is looked up every 15 seconds. While a `generation` runs, an event that "
+            "brings new tokens is named `tokens`, and its data (a JobTokens) is the job with `tokens`: per text "
+            "(`prompt`, `strength`, null for the unsteered one) those from number `first` on, which take the place of "
+            "any that the client has there. In a snapshot they are all so far; what came last is in the result.",
         ),
         204: {"description": "The job has ended, and `Last-Event-ID` is its last event."},
         **problems(404, 422),
@@ -199,7 +200,13 @@ async def stream_job_events(
     if record.status.terminal and after == str(record.version):
         return Response(status_code=204)
     following = services.events.watch(job_id, after)
-    frames = stream(following, services.closing, lambda: still_valid(services, key), services.keep_alive_s)
+    frames = stream(
+        following,
+        services.closing,
+        lambda: still_valid(services, key),
+        lambda: _queued_ahead(services, job_id),
+        services.keep_alive_s,
+    )
     return StreamingResponse(frames, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
@@ -218,8 +225,18 @@ async def _settled(services: GatewayServices, record: JobRecord, wait: int | Non
 
 
 async def _answer(services: GatewayServices, record: JobRecord, status: int, headers: dict[str, str]) -> Response:
-    if record.result is None or record.result.document is not None:
+    if record.status is JobStatus.QUEUED:
+        view = job_json(record, services.blobs, await _queued_ahead(services, record.id))
+    elif record.result is None or record.result.document is not None:
         view = job_json(record, services.blobs)
     else:
         view = await run_in_threadpool(job_json, record, services.blobs)
     return Response(view, status, headers, media_type="application/json")
+
+
+async def _queued_ahead(services: GatewayServices, job_id: str) -> int | None:
+    """None also while the store is away: what is known of the job is worth telling."""
+    try:
+        return await run_in_threadpool(services.store.queued_ahead, job_id)
+    except Unavailable:
+        return None

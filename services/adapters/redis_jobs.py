@@ -123,6 +123,10 @@ class RedisJobStore:
     def get_many(self, job_ids: Sequence[str]) -> Sequence[JobRecord | None]:
         return self._read(job_ids, RECORD_FIELDS)
 
+    def queued_ahead(self, job_id: str) -> int | None:
+        ahead = self._scripts.run("ahead", self._policy, job_id)
+        return None if ahead is None else int(ahead)
+
     def list(self, owner: str, where: JobFilter, cursor: str | None, limit: int) -> Page:
         at_once = limit + 1 if where == JobFilter() else LOOKED_AT_ONCE
         before = None if cursor is None else read_cursor(cursor)

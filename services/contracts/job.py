@@ -111,13 +111,26 @@ class JobSummary(Contract):
     error: JobError | None
 
 
-class JobTokens(JobSummary):
+class JobState(JobSummary):
+    """A job as it is now, looked at by itself."""
+
+    queued_ahead: Annotated[
+        int | None,
+        Field(
+            description="About how many jobs start before this one, if none came after it; null when it is not queued, "
+            "or when that cannot be told now. Owners take turns, so of others' jobs only those count whose turn comes "
+            "first. An estimate: jobs still to come can go first, and several start at a time."
+        ),
+    ]
+
+
+class JobTokens(JobState):
     """A job that generates, with the tokens that came since the last event."""
 
     tokens: tuple[NewTokens, ...]
 
 
-class JobView(JobSummary):
+class JobView(JobState):
     """A job, with its result once it has succeeded."""
 
     result: JobResult | None

@@ -1,12 +1,15 @@
 """Running one batch to its end: every task's future is fulfilled, and its job pays.
 
+A job pays for its rows before they run, and gets back what they did not cost: one that is stopped meanwhile ends at
+once, and its bill has the batch that runs on without it.
+
 A batch that runs out of memory is halved, and so are all later ones. Any other failure has the rows run one by one, and
 only the guilty one fails.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -46,12 +49,15 @@ class BatchCrew:
         if not batch:
             return
         started = time.perf_counter()
-        tickets = list({task.ticket for task in batch})
+        prices = _prices(batch)
+        for ticket, price in prices.items():
+            ticket.charge(rows=0, token_layers=price, seconds=0.0)
         try:
-            with given_up_without(tickets):
+            with given_up_without(list(prices)):
                 ran = self._execute(batch)
         except BatchGivenUp:
-            _charge_in_full(batch, time.perf_counter() - started)
+            # It stays paid as one that ran: else cancelling in time would be work for nothing.
+            _share_time(batch, time.perf_counter() - started)
             _fail(batch, JobCancelled())
             return
         except Exception as error:  # whatever a row raises belongs to its own job alone
@@ -59,10 +65,12 @@ class BatchCrew:
         else:
             seconds = time.perf_counter() - started
             self._count(batch, ran, seconds)
-            _charge(batch, ran, seconds)
+            _settle(batch, ran, seconds, prices)
             for task, outcome in zip(batch, ran.outcomes, strict=True):
                 task.future.set_result(outcome)
             return
+        for ticket, price in prices.items():
+            ticket.charge(rows=0, token_layers=-price, seconds=0.0)
         if _is_out_of_memory(failure):
             failure.__traceback__ = None  # its frames hold the tensors that did not fit
         self._recover(batch, failure)
@@ -105,7 +113,15 @@ class BatchCrew:
             self.batch_tokens = max(1, self.batch_tokens // 2)
 
 
-def _charge(batch: Sequence[Task], ran: Ran, seconds: float) -> None:
+def _prices(batch: Sequence[Task]) -> dict[JobTicket, float]:
+    """What each job's rows cost if all of them run."""
+    prices: dict[JobTicket, float] = defaultdict(float)
+    for task in batch:
+        prices[task.ticket] += task.cost
+    return prices
+
+
+def _settle(batch: Sequence[Task], ran: Ran, seconds: float, paid: Mapping[JobTicket, float]) -> None:
     """Every job pays its rows, but for those whose outcome was known, and in proportion what the batch took besides."""
     total = sum(task.cost for task, known in zip(batch, ran.known, strict=True) if not known)
     jobs: dict[JobTicket, list[int]] = defaultdict(list)
@@ -115,13 +131,12 @@ def _charge(batch: Sequence[Task], ran: Ran, seconds: float) -> None:
         cost = sum(costs)
         share = cost / total if total else len(costs) / len(batch)
         base = ran.base_tokens * batch[0].model.facts.layers * share
-        ticket.charge(rows=len(costs), token_layers=cost + base, seconds=seconds * share)
+        ticket.charge(rows=len(costs), token_layers=cost + base - paid[ticket], seconds=seconds * share)
 
 
-def _charge_in_full(batch: Sequence[Task], seconds: float) -> None:
-    """A batch that was given up is paid as one that ran: else cancelling in time would be work for nothing."""
+def _share_time(batch: Sequence[Task], seconds: float) -> None:
     for task in batch:
-        task.ticket.charge(rows=0, token_layers=float(task.cost), seconds=seconds / len(batch))
+        task.ticket.charge(rows=0, token_layers=0.0, seconds=seconds / len(batch))
 
 
 def _together(several: Iterable[Needs]) -> Needs:

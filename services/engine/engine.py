@@ -111,12 +111,12 @@ class Engine:
         return [decoding.future for decoding in decodings]
 
     def run(self, model: LoadedModel, rows: Sequence[Row], *, job: JobTicket) -> list[Outcome]:
-        """Submit `rows` and wait for all of them; the first failure is raised."""
-        return [future.result() for future in self.submit(model, rows, job=job)]
+        """Submit `rows` and wait for all of them; the first failure is raised, JobCancelled once `job` is stopped."""
+        return [job.result_of(future) for future in self.submit(model, rows, job=job)]
 
     def generate(self, model: LoadedModel, continuations: Sequence[Continuation], *, job: JobTicket) -> list[Generated]:
         """Submit `continuations` and wait for all of them; the first failure is raised."""
-        return [future.result() for future in self.submit_continuations(model, continuations, job=job)]
+        return [job.result_of(future) for future in self.submit_continuations(model, continuations, job=job)]
 
     def warm_up(self, model: LoadedModel) -> Execution:
         """Try the model out now, as its first row otherwise would; says how its rows are going to run."""
@@ -146,18 +146,26 @@ class Engine:
     def _loop(self) -> None:
         torch.set_num_threads(self._limits.threads)
         try:
-            while batch := self._next_batch():
-                self._announce(frozenset(task.ticket.id for task in batch))
-                self._crew.run([task for task in batch if task.future.set_running_or_notify_cancel()])
-                with self._wake:
-                    idle = not self._scheduler
-                if idle:
-                    self._announce(frozenset())
+            while self._run_next():
+                pass
         finally:  # nobody may wait for a thread that is gone
             with self._wake:
                 self._closed = True
                 for ticket in self._scheduler.tickets():
                     _give_up(self._scheduler.remove(ticket), EngineClosed())
+
+    def _run_next(self) -> bool:
+        """Run a batch, of which nothing is held afterwards; False once the engine is closed."""
+        batch = self._next_batch()
+        if not batch:
+            return False
+        self._announce(frozenset(task.ticket.id for task in batch))
+        self._crew.run([task for task in batch if task.future.set_running_or_notify_cancel()])
+        with self._wake:
+            idle = not self._scheduler
+        if idle:
+            self._announce(frozenset())
+        return True
 
     def _announce(self, jobs: frozenset[str]) -> None:
         if jobs != self._running:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from torch import Tensor
+
 from services.engine.ticket import JobTicket
 
 
@@ -35,3 +37,16 @@ def give_up_if_unwanted() -> None:
     """Raises BatchGivenUp. To be called where nothing is half done."""
     if _unwanted.get()():
         raise BatchGivenUp
+
+
+def give_up_between_blocks(activation: Tensor) -> None:
+    """A hook between two blocks: looks on the way there, and on the gradient's way back."""
+    give_up_if_unwanted()
+    if activation.requires_grad:
+        unwanted = _unwanted.get()  # the way back of another device's gradients is another thread's
+
+        def look(_gradient: Tensor) -> None:
+            if unwanted():
+                raise BatchGivenUp
+
+        activation.register_hook(look)  # type: ignore[no-untyped-call]

@@ -2,7 +2,11 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class JobCancelled(Exception):
@@ -40,7 +44,8 @@ class JobTicket:
         """Whether it has been there and works by itself now: puts its result together, say."""
         self.id = job_id
         self.owner = owner
-        self.cancelled = cancelled
+        self._is_cancelled = cancelled
+        self._stopped: Future[None] = Future()
         self._on_progress = on_progress
         self._lock = threading.Lock()
         self._done = 0
@@ -48,9 +53,29 @@ class JobTicket:
         self._token_layers = 0.0
         self._seconds = 0.0
 
+    def cancelled(self) -> bool:
+        """Whether it was told to stop, or is otherwise cancelled; asked before every batch and between its blocks."""
+        return self._stopped.done() or self._is_cancelled()
+
+    def stop(self) -> None:
+        """The job ends now: whoever waits for its rows goes on at once, though the batch that has them may run on."""
+        with self._lock:
+            if not self._stopped.done():
+                self._stopped.set_result(None)
+
+    def result_of(self, future: Future[T]) -> T:
+        """Wait for a row of this job; raises what the row raises, and JobCancelled as soon as the job is stopped."""
+        if not future.done():
+            either: tuple[Future[Any], ...] = (future, self._stopped)
+            wait(either, return_when=FIRST_COMPLETED)
+            if not future.done():
+                raise JobCancelled
+        return future.result()
+
     @property
     def token_layers(self) -> int:
-        """Engine work done for this job: positions through blocks; a row with gradients counts three times."""
+        """Engine work for this job, with all of the batch under way: positions through blocks; a row with gradients
+        counts three times."""
         return round(self._token_layers)
 
     @property
@@ -75,7 +100,7 @@ class JobTicket:
         self._on_progress(done, planned)
 
     def charge(self, *, rows: int, token_layers: float, seconds: float) -> None:
-        """Book finished rows and what they cost."""
+        """Book finished rows and what they cost; less than nothing is given back."""
         with self._lock:
             self._done += rows
             self._token_layers += token_layers

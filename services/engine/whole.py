@@ -16,6 +16,7 @@ from transformer_lens.hook_points import HookPoint
 from services.contracts.site import SiteName
 from services.engine.agenda import Agenda
 from services.engine.base_runs import BaseRun, Runs, Stem
+from services.engine.giving_up import give_up_between_blocks
 from services.engine.lane import Lane, Place, RunKey, padded
 from services.engine.needs import RunNeeds
 from services.engine.outcome import Execution, Outcome
@@ -106,6 +107,9 @@ class WholePasses:
         """In the order in which hooks of one point must run: resid_mid's work follows attn_out's."""
         places = agenda.places()
         hooks: list[tuple[HookPoint, Hook]] = [
+            (point, give_up_between_blocks) for (site, _), point in self._points.items() if site is SiteName.RESID_PRE
+        ]
+        hooks += [
             (self._points[place], partial(agenda.perform, place)) for place in places if place[0] != SiteName.RESID_MID
         ]
         for site, layer in places:

@@ -88,6 +88,14 @@ class JobStore(Protocol):
     def get_many(self, job_ids: Sequence[str]) -> Sequence[JobRecord | None]:
         """The same for some hundred jobs in one round trip."""
 
+    def queued_ahead(self, job_id: str) -> int | None:
+        """About how many jobs the pool starts before this one; None when it is not queued.
+
+        What `claim` would give out first, as it stands: own jobs before it, others' in turn with those, and for a batch
+        job every interactive one. An estimate: jobs still to come, limits of owners, and same-priority jobs of the
+        other size, which other slots may take, are left out. Costs the same however many jobs wait.
+        """
+
     def list(self, owner: str, where: JobFilter, cursor: str | None, limit: int) -> Page:
         """The owner's jobs; raises Refused(INVALID_REQUEST) on a cursor that is not ours."""
 

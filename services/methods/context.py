@@ -70,7 +70,7 @@ class MethodContext:
         """Run all continuations and wait; raises as `run` does."""
         with self.ticket.in_engine():
             futures = self.engine.submit_continuations(self.model, continuations, job=self.ticket, on_token=on_token)
-            generated = [future.result() for future in futures]
+            generated = [self.ticket.result_of(future) for future in futures]
         if any(one.execution == "whole" for one in generated):
             self._execution = "whole"
         return generated

@@ -11,7 +11,7 @@ import pytest
 from api.auth import still_valid
 from api.events import resume_point, stream
 from services.contracts.generation import NewTokens
-from services.contracts.job import JobProgress, JobStatus, JobSummary, JobTokens
+from services.contracts.job import JobProgress, JobState, JobStatus, JobSummary, JobTokens
 from services.jobs.record import JobEvent, StoredResult
 from services.tenants.keys import Scope, new_key, rotated
 from tests.api.conftest import Stand
@@ -26,14 +26,14 @@ STORED = StoredResult(document=patching_result().model_dump_json())
 class Received:
     id: str
     event: str
-    job: JobSummary
+    job: JobState
 
 
 def received(text: str) -> Sequence[Received]:
     """The events of a stream, comments and `retry` left out."""
     frames = [dict(line.split(": ", 1) for line in frame.splitlines()) for frame in text.split("\n\n") if frame]
     return [
-        Received(frame["id"], frame["event"], JobSummary.model_validate_json(frame["data"]))
+        Received(frame["id"], frame["event"], JobState.model_validate_json(frame["data"]))
         for frame in frames
         if "event" in frame
     ]
@@ -144,6 +144,10 @@ async def always() -> bool:
     return True
 
 
+async def nowhere() -> int | None:
+    return None
+
+
 async def slow_events(pause_s: float) -> AsyncGenerator[JobEvent, None]:
     yield JobEvent("1", summary(JobStatus.RUNNING))
     await asyncio.sleep(pause_s)
@@ -151,16 +155,60 @@ async def slow_events(pause_s: float) -> AsyncGenerator[JobEvent, None]:
 
 
 async def test_an_idle_stream_is_kept_alive_by_comments() -> None:
-    frames = [frame async for frame in stream(slow_events(0.1), asyncio.Event(), always, keep_alive_s=0.02)]
+    frames = [frame async for frame in stream(slow_events(0.1), asyncio.Event(), always, nowhere, keep_alive_s=0.02)]
     assert frames.count(b": keep-alive\n\n") >= 2
     assert frames[-1].startswith(b"id: 2\nevent: succeeded\n")
+
+
+async def test_a_queued_jobs_event_comes_again_whenever_its_place_has_changed() -> None:
+    async def waits() -> AsyncGenerator[JobEvent, None]:
+        yield JobEvent("1", summary(JobStatus.QUEUED))
+        await asyncio.sleep(60)
+
+    places = iter([7, 7, 3, 3])
+
+    async def place() -> int | None:
+        return next(places, None)
+
+    frames: list[bytes] = []
+    async with asyncio.timeout(5):
+        async for frame in stream(waits(), asyncio.Event(), always, place, keep_alive_s=0.01):
+            frames.append(frame)
+            if len(frames) == 7:
+                break
+    events = received(b"".join(frames).decode())
+    assert [(event.id, event.event, event.job.queued_ahead) for event in events] == [
+        ("1", "queued", 7),
+        ("1", "queued", 3),
+    ]
+    assert [frame == b": keep-alive\n\n" for frame in frames[1:]] == [False, True, False, True, True, True]
+
+
+async def test_a_snapshot_of_a_queued_job_says_how_many_are_ahead(stand: Stand, client: httpx.AsyncClient) -> None:
+    job_ids = [await submitted(client) for _ in range(2)]
+
+    async def work() -> None:
+        for _ in range(2):
+            await asyncio.sleep(0.02)
+            stand.succeed(stand.claim(), STORED)
+
+    async def follow(job_id: str) -> Sequence[Received]:
+        return received((await client.get(f"/v1/jobs/{job_id}/events")).text)
+
+    first, second, _ = await asyncio.gather(follow(job_ids[0]), follow(job_ids[1]), work())
+    for events, ahead in ((first, 0), (second, 1)):
+        assert [(event.event, event.job.queued_ahead) for event in events] == [
+            ("queued", ahead),
+            ("running", None),
+            ("succeeded", None),
+        ]
 
 
 async def test_a_stopping_gateway_ends_its_streams() -> None:
     closing, events = asyncio.Event(), slow_events(60)
     frames: list[bytes] = []
     async with asyncio.timeout(5):
-        async for frame in stream(events, closing, always):
+        async for frame in stream(events, closing, always, nowhere):
             frames.append(frame)
             closing.set()
     assert frames[0].startswith(b"retry: ")
@@ -170,7 +218,7 @@ async def test_a_stopping_gateway_ends_its_streams() -> None:
 
 async def test_leaving_a_stream_stops_watching_the_job() -> None:
     events = slow_events(60)
-    frames = stream(events, asyncio.Event(), always)
+    frames = stream(events, asyncio.Event(), always, nowhere)
     await anext(frames)
     await anext(frames)
     await frames.aclose()
@@ -186,7 +234,7 @@ async def test_a_stream_ends_at_its_next_keep_alive_once_its_key_is_revoked() ->
 
     frames = []
     async with asyncio.timeout(5):
-        async for frame in stream(slow_events(60), asyncio.Event(), is_valid, keep_alive_s=0.02):
+        async for frame in stream(slow_events(60), asyncio.Event(), is_valid, nowhere, keep_alive_s=0.02):
             frames.append(frame)
             valid = frame != b": keep-alive\n\n"
     assert frames[-1] == b": keep-alive\n\n"
@@ -207,7 +255,7 @@ async def test_a_busy_stream_ends_too_once_its_key_is_revoked() -> None:
         return asked < 3
 
     async with asyncio.timeout(5):
-        frames = [frame async for frame in stream(busy(), asyncio.Event(), is_valid, keep_alive_s=0.02)]
+        frames = [frame async for frame in stream(busy(), asyncio.Event(), is_valid, nowhere, keep_alive_s=0.02)]
     assert asked == 3
     assert len(frames) > 3
 

@@ -251,13 +251,29 @@ class StoreThatLeaves(MemoryJobStore):
     def get(self, job_id: str) -> JobRecord | None:
         raise Unavailable(ErrorCode.STORE_UNAVAILABLE, "the job store does not answer")
 
+    def queued_ahead(self, job_id: str) -> int | None:
+        raise Unavailable(ErrorCode.STORE_UNAVAILABLE, "the job store does not answer")
+
 
 async def test_an_accepted_job_is_told_even_if_the_store_leaves_while_the_client_waits(stand: Stand) -> None:
     store = StoreThatLeaves(JobPolicy())
     app = stand.app_with(store=store, events=MemoryEvents(store))
     async with stand.client(stand.key("alice"), app) as client:
         response = await client.post("/v1/jobs", json=PATCHING, headers={"Prefer": "wait=1"})
-    assert (response.status_code, response.json()["status"]) == (202, "queued")
+    job = response.json()
+    assert (response.status_code, job["status"], job["queued_ahead"]) == (202, "queued", None)
+
+
+async def test_a_queued_job_says_how_many_are_ahead_of_it(stand: Stand, client: httpx.AsyncClient) -> None:
+    first = await submitted(client)
+    response = await client.post("/v1/jobs", json=PATCHING)
+    assert response.json()["queued_ahead"] == 1
+    second = f"/v1/jobs/{response.json()['id']}"
+    stand.succeed(stand.claim(), STORED)
+    assert (await client.get(second)).json()["queued_ahead"] == 0
+    stand.claim()
+    for location in (f"/v1/jobs/{first}", second):
+        assert (await client.get(location)).json()["queued_ahead"] is None
 
 
 async def test_a_full_queue_is_told_apart(stand: Stand) -> None:

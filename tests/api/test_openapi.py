@@ -137,7 +137,7 @@ def test_what_a_line_or_an_event_holds_is_told() -> None:
     assert lines["x-itemSchema"] == {"$ref": "#/components/schemas/LabelLine"}
     events = paths["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]
     data = events["x-itemSchema"]["properties"]["data"]
-    assert [found.rsplit("/", 1)[1] for found in references(data)] == ["JobSummary", "JobTokens"]
+    assert [found.rsplit("/", 1)[1] for found in references(data)] == ["JobState", "JobTokens"]
 
 
 def test_no_default_is_an_object() -> None:

@@ -25,8 +25,9 @@ def small(number: int) -> Body:
     }
 
 
-def sweep(*, pairs: int = 1, layers: int = 30) -> Body:
-    """The heads of SmolLM2 at every position of IOI pairs, one row each: ten seconds of engine work a pair."""
+def sweep(*, pairs: int = 1, layers: int = 30, first: int = 0) -> Body:
+    """The heads of SmolLM2 at every position of IOI pairs from number `first` on, one row each: ten seconds of engine
+    work a pair."""
     return {
         "kind": "patching",
         "model": "smollm2-135m",
@@ -36,7 +37,18 @@ def sweep(*, pairs: int = 1, layers: int = 30) -> Body:
             "layers": list(range(layers)),
             "positions": list(range(14)),
         },
-        "pairs": [_pair(*names) for names in list(itertools.permutations(NAMES, 2))[:pairs]],
+        "pairs": [_pair(*names) for names in list(itertools.permutations(NAMES, 2))[first : first + pairs]],
+        "cache": False,
+    }
+
+
+def gradients(*, steps: int) -> Body:
+    """Integrated gradients of SmolLM2 on an IOI pair: a forward and a backward pass a step."""
+    return {
+        "kind": "attribution",
+        "model": "smollm2-135m",
+        "method": {"type": "integrated_gradients", "steps": steps},
+        "pairs": [_pair("Mary", "John")],
         "cache": False,
     }
 

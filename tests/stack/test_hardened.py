@@ -246,7 +246,7 @@ def test_every_line_is_json_and_has_the_ids_to_follow_a_request_and_a_job_by(har
     name = answer.json()["id"]
 
     def followed() -> list[str]:
-        return [line["job_id"] for line in requests(hardened) if line["request_id"] == "follow-me"]
+        return [line["job_id"] for line in requests(hardened) if line.get("request_id") == "follow-me"]
 
     assert eventually(lambda: followed() == [name]), "a line is written after its answer"
     assert [line["message"] for line in requests(hardened) if "request_id" not in line] == []

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -104,6 +105,29 @@ def test_a_drained_job_is_handed_back(claim: Claim) -> None:
     job.hand_back()
     assert job.work(raising(JobCancelled()), keep) is None
     assert job.handed_back
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        lambda job: job.hear(Beat(held=True, stop=Stop.CANCELLED)),
+        lambda job: job.hear(Beat(held=True, stop=Stop.DEADLINE)),
+        lambda job: job.hear(Beat(held=False)),
+        RunningJob.hand_back,
+    ],
+)
+def test_a_job_that_is_told_to_stop_waits_for_its_rows_no_longer(
+    claim: Claim, order: Callable[[RunningJob], None]
+) -> None:
+    job, row = RunningJob(claim), Future[None]()
+    with ThreadPoolExecutor() as threads:
+        job.hear(Beat(held=True))
+        waiting = threads.submit(job.ticket.result_of, row)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.05)
+        order(job)
+        with pytest.raises(JobCancelled):
+            waiting.result(10)
 
 
 def test_tokens_stay_fresh_until_somebody_was_told(claim: Claim) -> None:

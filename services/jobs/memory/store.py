@@ -131,6 +131,16 @@ class MemoryJobStore:
     def get_many(self, job_ids: Sequence[str]) -> Sequence[JobRecord | None]:
         return [self.get(job_id) for job_id in job_ids]
 
+    def queued_ahead(self, job_id: str) -> int | None:
+        with self._lock:
+            job = self._jobs.get(job_id)
+            if job is None or job.record.status is not JobStatus.QUEUED:
+                return None
+            ahead = self._turns_of(job).before(job.new.owner, job.number)
+            if job.new.spec.priority == "batch":
+                ahead += sum(len(self._turns[job.new.pool, "interactive", size]) for size in Size)
+            return ahead
+
     def list(self, owner: str, where: JobFilter, cursor: str | None, limit: int) -> Page:
         before = None if cursor is None else read_cursor(cursor)
         with self._lock:

@@ -39,3 +39,13 @@ class Turns:
 
     def waiting(self, owner: str) -> int:
         return len(self._lines.get(owner, ()))
+
+    def before(self, owner: str, number: int) -> int:
+        """Jobs that go before this one of `owner`, if no more come: at each turn of its owner's, one of the others'."""
+        rank = sum(earlier < number for earlier in self._lines[owner])
+        turn = self._owners.index(owner)
+        lengths = [len(self._lines[other]) for other in self._owners]
+        return rank + sum(min(length, rank + (place < turn)) for place, length in enumerate(lengths) if place != turn)
+
+    def __len__(self) -> int:
+        return sum(len(line) for line in self._lines.values())

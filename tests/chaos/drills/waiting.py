@@ -11,7 +11,7 @@ from functools import partial
 from redis import Redis
 
 from tests.chaos.drill import Drill, Findings, Scale
-from tests.chaos.jobs import small, sweep
+from tests.chaos.jobs import gradients, small, sweep
 from tests.chaos.ledger import Client, Ledger
 from tests.chaos.load import TOLERANCE, Load, max_distance
 from tests.chaos.plant import Plant
@@ -25,6 +25,10 @@ ONE_IN = 20
 ANSWER_S = 3.0
 CANCEL_S = 1.0
 CANCELS = 5
+SHARED_LAYERS = 12
+"""Of a sweep that shares its chunks: some seconds of work."""
+STEPS, MANY_STEPS = 8, 200
+"""Of integrated gradients: one batch, and a dozen."""
 
 
 def run(plant: Plant, scale: Scale) -> Findings:
@@ -37,6 +41,8 @@ def run(plant: Plant, scale: Scale) -> Findings:
         _wait(plant, recorder, jobs, scale, findings)
         _cancel_queued(plant, client, recorder, scale, findings)
         _cancel_running(plant, client, recorder, scale, findings)
+        _cancel_one_of_two(plant, client, recorder, scale, findings)
+        _cancel_gradients(plant, client, recorder, scale, findings)
     client.hang_up()
     return findings
 
@@ -118,7 +124,7 @@ def _cancel_running(plant: Plant, client: Client, recorder: Recorder, scale: Sca
     entries, seconds = [client.submit(small(1))], []
     for _ in range(CANCELS):
         job_id = client.submit(sweep()).job_id
-        eventually(partial(_runs, recorder, job_id), 60)
+        eventually(partial(_run, recorder, job_id), 60)
         seconds.append(_cancelled_after(client, recorder, job_id))
         entries.append(client.submit(small(1)))
     eventually(lambda: load.ended(entries), 60)
@@ -127,12 +133,59 @@ def _cancel_running(plant: Plant, client: Client, recorder: Recorder, scale: Sca
         f"a running sweep is cancelled within, slowest of {CANCELS}", CANCEL_S * scale.patience, max(seconds), " s"
     )
     findings.at_most("the next job's numbers lie apart from those before", TOLERANCE, apart)
-    findings.note("cancelling a running sweep took " + ", ".join(f"{s * 1e3:.0f}" for s in seconds) + " ms")
+    findings.note("cancelling a running sweep took " + _milliseconds(seconds))
 
 
-def _runs(recorder: Recorder, job_id: str) -> bool:
-    """Whether it has come some way."""
-    return any(happening.status == "running" and happening.done for happening in recorder.of(job_id))
+def _cancel_one_of_two(plant: Plant, client: Client, recorder: Recorder, scale: Scale, findings: Findings) -> None:
+    """Of two sweeps whose rows share every chunk, and so run on; the other's numbers are those that it gets alone."""
+    load = Load(plant, recorder, Ledger())
+    entries, seconds = [client.submit(sweep(layers=SHARED_LAYERS, first=1))], []
+    eventually(lambda: load.ended(entries), 60)
+    for _ in range(CANCELS):
+        job_id = client.submit(sweep(layers=SHARED_LAYERS)).job_id
+        entries.append(client.submit(sweep(layers=SHARED_LAYERS, first=1)))
+        eventually(partial(_run, recorder, job_id, entries[-1].job_id), 60)
+        seconds.append(_cancelled_after(client, recorder, job_id))
+        eventually(lambda: load.ended(entries), 60)
+    documents = load.documents(entries)
+    succeeded = sum(document["status"] == "succeeded" for document in documents)
+    findings.at_most(
+        f"one of two jobs that share chunks is cancelled within, slowest of {CANCELS}",
+        CANCEL_S * scale.patience,
+        max(seconds),
+        " s",
+    )
+    findings.equal("of those that it shared them with succeed", len(entries), succeeded)
+    apart = max_distance(documents, [entry.body for entry in entries])
+    findings.at_most("their numbers lie apart from those without it", TOLERANCE, apart)
+    findings.note("cancelling one of two that share chunks took " + _milliseconds(seconds))
+
+
+def _cancel_gradients(plant: Plant, client: Client, recorder: Recorder, scale: Scale, findings: Findings) -> None:
+    """In the middle of forward and backward passes; a short job of the same kind comes before and after."""
+    load = Load(plant, recorder, Ledger())
+    entries, seconds = [client.submit(gradients(steps=STEPS))], []
+    for _ in range(CANCELS):
+        job_id = client.submit(gradients(steps=MANY_STEPS)).job_id
+        eventually(partial(_run, recorder, job_id), 60)
+        seconds.append(_cancelled_after(client, recorder, job_id))
+        entries.append(client.submit(gradients(steps=STEPS)))
+    eventually(lambda: load.ended(entries), 60)
+    apart = max_distance(load.documents(entries), [entry.body for entry in entries])
+    findings.at_most(
+        f"running gradients are cancelled within, slowest of {CANCELS}", CANCEL_S * scale.patience, max(seconds), " s"
+    )
+    findings.at_most("the next gradients lie apart from those before", TOLERANCE, apart)
+    findings.note("cancelling running gradients took " + _milliseconds(seconds))
+
+
+def _milliseconds(seconds: Sequence[float]) -> str:
+    return ", ".join(f"{s * 1e3:.0f}" for s in seconds) + " ms"
+
+
+def _run(recorder: Recorder, *job_ids: str) -> bool:
+    """Whether all of them have come some way."""
+    return all(any(each.status == "running" and each.done for each in recorder.of(job_id)) for job_id in job_ids)
 
 
 def _cancelled_after(client: Client, recorder: Recorder, job_id: str) -> float:

@@ -85,7 +85,7 @@ def test_a_plain_job_is_done_while_many_gradients_before_it_still_wait(load_tiny
         assert sum(future.done() for future in long) < len(long) / 2
 
 
-def test_a_cancelled_jobs_gradients_leave_before_the_next_batch(load_tiny: LoadTiny) -> None:
+def test_a_cancelled_jobs_gradients_leave_the_line_and_the_batch_that_runs(load_tiny: LoadTiny) -> None:
     model, gate, cancelled = load_tiny("llama", torch.float32), Gate(), threading.Event()
     with Engine(EngineLimits(threads=1, gradient_batch_tokens=16)) as engine, watching(model, gate):
         ticket = JobTicket("job", "a", cancelled=cancelled.is_set)
@@ -94,7 +94,35 @@ def test_a_cancelled_jobs_gradients_leave_before_the_next_batch(load_tiny: LoadT
         cancelled.set()
         gate.open.set()
         failures = [future.exception(30) for future in futures]
-    assert sum(isinstance(failure, JobCancelled) for failure in failures) == 8
+    assert all(isinstance(failure, JobCancelled) for failure in failures)
+
+
+def test_a_gradients_way_back_ends_between_two_blocks_once_its_job_is_cancelled(load_tiny: LoadTiny) -> None:
+    model, cancelled = load_tiny("llama", torch.float32), threading.Event()
+    layers = model.bridge.original_model.model.layers
+    came_back: list[int] = []
+
+    def note(layer: int) -> None:
+        came_back.append(layer)
+        cancelled.set()
+
+    handles = [
+        layers[layer].mlp.register_full_backward_hook(lambda *_, layer=layer: note(layer)) for layer in range(LAYERS)
+    ]
+    try:
+        with Engine(EngineLimits(threads=1)) as engine:
+            job = JobTicket("job", "a", cancelled=cancelled.is_set)
+            with pytest.raises(JobCancelled):
+                engine.run(model, [gradient_row(model, TOKENS)], job=job)
+            assert came_back == [LAYERS - 1]
+            assert job.token_layers == 3 * len(TOKENS) * LAYERS, "what was begun is paid"
+            (again,) = engine.run(model, [gradient_row(model, TOKENS)], job=JobTicket("next", "a"))
+    finally:
+        for handle in handles:
+            handle.remove()
+    with Engine(EngineLimits(threads=1)) as fresh:
+        (want,) = fresh.run(model, [gradient_row(model, TOKENS)], job=JobTicket("other", "b"))
+    assert_same(again, want)
 
 
 def test_gradients_that_run_out_of_memory_come_in_smaller_batches_and_leave_others_theirs(load_tiny: LoadTiny) -> None:

@@ -196,6 +196,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         for job_id, seen in self.seen.items():
             fake_record, real_record = (store.get(job_id) for store in self.stores)
             self.agree(state_of(fake_record), state_of(real_record))
+            self.agree(*(store.queued_ahead(job_id) for store in self.stores))
             assert real_record is not None
             assert seen.ended is None or seen.ended == state_of(real_record)
             if real_record.status.terminal:
