@@ -25,6 +25,7 @@ from services.adapters.embedded_valkey import free_port
 from services.adapters.parent_death import dies_with_parent
 from services.tenants.keys import Scope, new_key
 from tests.processes import eventually
+from tests.remote_control import WITNESS, ping_and_shut_down
 from tests.services.adapters.valkey import ACL_RULES, restricted, valkey_server
 from tests.stack.harness import PROJECT_ROOT, READY_TIMEOUT_S, lend_prepared_models
 from tests.tls import Authority, make_authority, tls_in_front_of
@@ -41,6 +42,7 @@ class Hardened:
     client: httpx.Client
     store: Redis
     """As the server's administrator, not by way of TLS."""
+    store_url: str
     gateway_log: Path
     worker: "subprocess.Popen[bytes]"
     worker_log: Path
@@ -133,7 +135,7 @@ def hardened(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
             ):
                 metrics = (f"http://127.0.0.1:{ports[0]}/metrics", f"http://127.0.0.1:{ports[1]}/metrics")
                 secrets = (key.split("_", 2)[2], limited.password)
-                running = Hardened(client, store, gateway_log, worker, worker_log, metrics, secrets)
+                running = Hardened(client, store, server.url, gateway_log, worker, worker_log, metrics, secrets)
                 if not eventually(lambda: is_ready(client), READY_TIMEOUT_S):
                     raise AssertionError(gateway_log.read_text() + worker_log.read_text())
                 yield running
@@ -163,6 +165,14 @@ def test_a_pickle_put_into_the_broker_is_refused_and_the_worker_lives_on(hardene
     assert hardened.submit().json()["status"] == "succeeded"
     assert not proof.exists()
     assert hardened.worker.poll() is None
+
+
+def test_a_worker_takes_no_remote_control(hardened: Hardened) -> None:
+    heard = ping_and_shut_down(hardened.store_url)
+    assert heard.commands[-1] == "shutdown"
+    assert heard.answered == [WITNESS]
+    assert not eventually(lambda: hardened.worker.poll() is not None, 2)
+    assert hardened.submit().json()["status"] == "succeeded"
 
 
 class Unpickled:
