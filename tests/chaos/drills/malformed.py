@@ -1,8 +1,7 @@
 """Doorbells and job records that lensd did not write, put into the store by hand among sound jobs.
 
 Records are damaged in line, while no worker can claim them: their fields overwritten, taken away, or the whole record
-replaced by something that is no record at all. Last, commands for
-Celery's remote control, which workers do not take.
+replaced by something that is no record at all. Last, commands for Celery's remote control, which no worker takes.
 """
 
 import base64
