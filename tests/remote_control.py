@@ -29,7 +29,7 @@ def ping_and_shut_down(broker_url: str) -> Heard:
     with app, _witness(app, heard):
         if not eventually(lambda: app.control.ping(destination=[WITNESS], timeout=0.5, limit=1)):
             raise AssertionError("nobody can be reached through this broker")
-        heard.answered += [name for reply in app.control.ping(timeout=ANSWER_S) for name in reply]
+        heard.answered += [name for reply in app.control.ping(timeout=ANSWER_S) or () for name in reply]
         app.control.shutdown()
         eventually(lambda: "shutdown" in heard.commands)
     return heard
@@ -46,7 +46,8 @@ def _witness(app: Celery, heard: Heard) -> Iterator[None]:
     def listen() -> None:
         handlers = {"ping": lambda _: note("ping"), "shutdown": lambda _: note("shutdown")}
         with app.connection() as connection, connection.channel() as channel:
-            node = app.control.mailbox.Node(WITNESS, channel=channel, handlers=handlers)
+            mailbox = app.control.mailbox  # type: ignore[attr-defined]  # unknown to the stubs
+            node = mailbox.Node(WITNESS, channel=channel, handlers=handlers)
             with node.listen(channel=channel):
                 while not ended.is_set():
                     try:
