@@ -1,10 +1,12 @@
 """Where the store is: what gateway, worker and the operator's commands are told about it alike."""
 
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
-from pydantic import FilePath, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, FilePath, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings
+
+from services.jobs.policy import JobPolicy
 
 _TLS_PARAMETERS = {
     "redis_ca_file": "ssl_ca_certs",
@@ -22,6 +24,8 @@ class StoreSettings(BaseSettings):
     """A certificate to show to the server."""
     redis_key_file: FilePath | None = None
     """Its key, where the certificate's file does not have it."""
+    retention_h: Annotated[float, Field(ge=1, le=720)] = 24.0
+    """Hours that a job is kept after its end, and a batch after its own. Whoever ends it decides: set all alike."""
 
     @field_validator(*_TLS_PARAMETERS)
     @classmethod
@@ -30,6 +34,9 @@ class StoreSettings(BaseSettings):
         if file is not None and url is not None and urlsplit(url.get_secret_value()).scheme != "rediss":
             raise ValueError("LENSD_REDIS_URL does not ask for TLS: it has to begin with rediss://")
         return file
+
+    def job_policy(self) -> JobPolicy:
+        return JobPolicy(retention_s=self.retention_h * 3600)
 
     @property
     def store_url(self) -> str:

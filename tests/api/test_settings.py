@@ -8,7 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from api.settings import GatewaySettings, explain
+from services.jobs.policy import JobPolicy
+from services.store_settings import StoreSettings
 from services.tenants.keys import Scope, new_key
+from worker.settings import WorkerSettings
 
 PLACEHOLDERS = [
     "changeme",
@@ -30,6 +33,19 @@ def test_the_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert (settings.home, settings.port, settings.max_body) == (Path("/data"), 9000, 2_000_000)
     assert settings.bootstrap_key is None
     assert not settings.share_results
+
+
+@pytest.mark.parametrize("settings", [GatewaySettings, WorkerSettings])
+def test_both_processes_keep_jobs_for_a_day_or_what_they_are_told(
+    monkeypatch: pytest.MonkeyPatch, settings: type[StoreSettings]
+) -> None:
+    assert settings().job_policy() == JobPolicy(retention_s=86_400)
+    monkeypatch.setenv("LENSD_RETENTION_H", "1.5")
+    assert settings().job_policy() == JobPolicy(retention_s=5_400)
+    for hours in ("0.9", "721", "nan", "forever"):
+        monkeypatch.setenv("LENSD_RETENTION_H", hours)
+        with pytest.raises(ValidationError, match="retention_h"):
+            settings()
 
 
 def test_the_hosts_that_webhooks_may_reach_are_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:

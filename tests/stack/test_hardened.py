@@ -8,10 +8,12 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,6 +37,7 @@ pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certifi
 MARKER = "xyzzyplugh"
 """Where a client can put a text, it puts this."""
 WAIT = {"Prefer": "wait=60"}
+RETENTION = timedelta(hours=50)
 
 
 @dataclass
@@ -101,6 +104,7 @@ def environment_of(home: Path, url: str, authority: Authority, port: int, key: s
         "LENSD_THREADS": "1",
         "LENSD_PRELOAD": "false",
         "LENSD_DRAIN_S": "0",
+        "LENSD_RETENTION_H": str(RETENTION // timedelta(hours=1)),
         "OMP_WAIT_POLICY": "passive",
     }
 
@@ -230,15 +234,30 @@ def test_nothing_that_a_client_sends_and_no_secret_gets_into_a_log(hardened: Har
 
 def damage(hardened: Hardened, marked: dict[str, Any]) -> None:
     """A job whose inputs are damaged, texts and all, before the worker has it."""
-    worker = hardened.worker.pid
-    os.kill(worker, 19)
-    try:
+    with frozen(hardened.worker):
         made = hardened.client.post("/v1/jobs", json=job(**marked)).json()
         hardened.store.hset(f"lensd:job:{made['id']}", "inputs", f'{{"{MARKER}": "{MARKER}"}}')
-    finally:
-        os.kill(worker, 18)
     ended = hardened.client.get(f"/v1/jobs/{made['id']}", headers=WAIT).json()
     assert ended["status"] == "failed", ended
+
+
+@contextmanager
+def frozen(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+
+
+def test_a_job_is_kept_for_as_long_as_the_operator_says_whichever_process_ends_it(hardened: Hardened) -> None:
+    by_worker = hardened.submit().json()
+    with frozen(hardened.worker):
+        queued = hardened.client.post("/v1/jobs", json=job()).json()
+        by_gateway = hardened.client.post(f"/v1/jobs/{queued['id']}/cancel").json()
+    for ended, status in ((by_worker, "succeeded"), (by_gateway, "cancelled")):
+        assert ended["status"] == status
+        assert datetime.fromisoformat(ended["expires_at"]) - datetime.fromisoformat(ended["finished_at"]) == RETENTION
 
 
 def test_both_processes_have_figures_for_prometheus(hardened: Hardened) -> None:
