@@ -104,7 +104,9 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         results=RedisResultCache(client, policy),
         events=events,
         doorbell=RedisDoorbell(client, CeleryDoorbell(url)),
-        blobs=RedisBlobs(client) if settings.blobs == "redis" else FolderBlobs(settings.home / "blobs"),
+        blobs=RedisBlobs(client, settings.max_redis_blobs)
+        if settings.blobs == "redis"
+        else FolderBlobs(settings.home / "blobs"),
         workers=workers,
         keys=RedisKeyStore(client),
         labels=RedisLabelStore(client),

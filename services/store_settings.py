@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
-from pydantic import Field, FilePath, SecretStr, ValidationInfo, field_validator
+from pydantic import ByteSize, Field, FilePath, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings
 
 from services.jobs.policy import JobPolicy
@@ -34,6 +34,9 @@ class StoreSettings(BaseSettings):
         if file is not None and url is not None and urlsplit(url.get_secret_value()).scheme != "rediss":
             raise ValueError("LENSD_REDIS_URL does not ask for TLS: it has to begin with rediss://")
         return file
+
+    max_redis_blobs: Annotated[ByteSize, Field(ge=1_000_000, le=2**40)] = ByteSize(256 * 2**20)
+    """Bytes of all results and uploads together that `LENSD_BLOBS=redis` keeps in the store."""
 
     def job_policy(self) -> JobPolicy:
         return JobPolicy(retention_s=self.retention_h * 3600)

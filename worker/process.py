@@ -64,7 +64,11 @@ class WorkerProcess:
         self._doorbell = RedisDoorbell(quick, CeleryDoorbell(url))
         self._doorstep = RedisDoorstep(quick)
         self._at_the_door = threading.Lock()
-        self._blobs = RedisBlobs(patient) if settings.blobs == "redis" else FolderBlobs(settings.home / "blobs")
+        self._blobs = (
+            RedisBlobs(patient, settings.max_redis_blobs)
+            if settings.blobs == "redis"
+            else FolderBlobs(settings.home / "blobs")
+        )
         self._blame = Blame(self._tell_who_is_to_blame, self._running)
         self._laboratory = Laboratory(settings, open_catalogue(settings.home), self._blame.batch)
         self._heartbeat = Heartbeat(
