@@ -1,4 +1,4 @@
-"""Where the store is: what gateway, worker and the operator's commands are told about it alike."""
+"""Where the store is, and what it keeps: what gateway, worker and the operator's commands are told about it alike."""
 
 from typing import Annotated, Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
@@ -26,6 +26,8 @@ class StoreSettings(BaseSettings):
     """Its key, where the certificate's file does not have it."""
     retention_h: Annotated[float, Field(ge=1, le=720)] = 24.0
     """Hours that a job is kept after its end, and a batch after its own. Whoever ends it decides: set all alike."""
+    max_redis_blobs: Annotated[ByteSize, Field(ge=1_000_000, le=2**40)] = ByteSize(256 * 2**20)
+    """Bytes of all results and uploads together that `LENSD_BLOBS=redis` keeps in the store."""
 
     @field_validator(*_TLS_PARAMETERS)
     @classmethod
@@ -34,9 +36,6 @@ class StoreSettings(BaseSettings):
         if file is not None and url is not None and urlsplit(url.get_secret_value()).scheme != "rediss":
             raise ValueError("LENSD_REDIS_URL does not ask for TLS: it has to begin with rediss://")
         return file
-
-    max_redis_blobs: Annotated[ByteSize, Field(ge=1_000_000, le=2**40)] = ByteSize(256 * 2**20)
-    """Bytes of all results and uploads together that `LENSD_BLOBS=redis` keeps in the store."""
 
     def job_policy(self) -> JobPolicy:
         return JobPolicy(retention_s=self.retention_h * 3600)
