@@ -44,7 +44,6 @@ from services.catalogue.feature_indexes import FeatureIndexes
 from services.catalogue.resolve import Limits
 from services.contracts.errors import LensdError
 from services.jobs.cache import PoolRunner
-from services.jobs.policy import JobPolicy
 from services.jobs.reaper import Reaper
 from services.metrics import listening
 from services.tenants.handover import hand_over
@@ -94,7 +93,7 @@ def main() -> int:
 
 def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
     """The application on Redis and the file system. Connects to nothing until it is served."""
-    policy = JobPolicy()
+    policy = settings.job_policy()
     url = settings.store_url
     client = make_client(url, patient=False)
     catalogue = open_catalogue(settings.home)
@@ -105,7 +104,9 @@ def build(settings: GatewaySettings) -> tuple[GatewayServices, FastAPI]:
         results=RedisResultCache(client, policy),
         events=events,
         doorbell=RedisDoorbell(client, CeleryDoorbell(url)),
-        blobs=RedisBlobs(client) if settings.blobs == "redis" else FolderBlobs(settings.home / "blobs"),
+        blobs=RedisBlobs(client, settings.max_redis_blobs)
+        if settings.blobs == "redis"
+        else FolderBlobs(settings.home / "blobs"),
         workers=workers,
         keys=RedisKeyStore(client),
         labels=RedisLabelStore(client),

@@ -109,6 +109,10 @@ def _problem(status: int) -> dict[str, Any]:
     answer = content(PROBLEM_MEDIA_TYPE, PROBLEM_REF, _PROBLEMS[status])
     if status in _AFTER_A_WHILE:
         answer["headers"] = {
-            "Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}
+            "Retry-After": {
+                "description": "Seconds after which to try again.",
+                "required": True,
+                "schema": {"type": "integer", "minimum": 0},
+            }
         }
     return answer

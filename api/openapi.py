@@ -19,6 +19,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from api.errors import Problem
+from api.rate_headers import declare_rates
 from api.routes import ROUTERS
 from api.routes.features import FeatureList
 from api.routes.keys import KeyRequest, RotationRequest
@@ -102,6 +103,7 @@ def describe() -> dict[str, Any]:
     schemas = {name: _answered(schema) for name, schema in answers.items()} | requests
     document["components"]["schemas"] = dict(sorted(schemas.items()))
     document["webhooks"] = dict(MESSAGES)
+    declare_rates(document)
     return document
 
 

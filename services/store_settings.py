@@ -1,10 +1,12 @@
-"""Where the store is: what gateway, worker and the operator's commands are told about it alike."""
+"""Where the store is, and what it keeps: what gateway, worker and the operator's commands are told about it alike."""
 
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
-from pydantic import FilePath, SecretStr, ValidationInfo, field_validator
+from pydantic import ByteSize, Field, FilePath, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings
+
+from services.jobs.policy import JobPolicy
 
 _TLS_PARAMETERS = {
     "redis_ca_file": "ssl_ca_certs",
@@ -24,6 +26,10 @@ class StoreSettings(BaseSettings):
     """Its key, where the certificate's file does not have it."""
     store_ephemeral: bool = False
     """Whether the server may be one without an append-only file, with which every job is lost when it ends."""
+    retention_h: Annotated[float, Field(ge=1, le=720)] = 24.0
+    """Hours that a job is kept after its end, and a batch after its own. Whoever ends it decides: set all alike."""
+    max_redis_blobs: Annotated[ByteSize, Field(ge=1_000_000, le=2**40)] = ByteSize(256 * 2**20)
+    """Bytes of all results and uploads together that `LENSD_BLOBS=redis` keeps in the store."""
 
     @field_validator(*_TLS_PARAMETERS)
     @classmethod
@@ -32,6 +38,9 @@ class StoreSettings(BaseSettings):
         if file is not None and url is not None and urlsplit(url.get_secret_value()).scheme != "rediss":
             raise ValueError("LENSD_REDIS_URL does not ask for TLS: it has to begin with rediss://")
         return file
+
+    def job_policy(self) -> JobPolicy:
+        return JobPolicy(retention_s=self.retention_h * 3600)
 
     @property
     def store_url(self) -> str:

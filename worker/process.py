@@ -26,7 +26,6 @@ from services.adapters.redis_workers import RedisWorkers
 from services.catalogue.catalogue import open_catalogue
 from services.contracts.errors import Unavailable
 from services.contracts.job import JobResult
-from services.jobs.policy import JobPolicy
 from services.jobs.ports import WorkerState
 from services.jobs.reaper import Reaper
 from services.jobs.record import Claim, Size, Succeeded
@@ -52,7 +51,7 @@ class WorkerProcess:
     """Everything that one worker owns. `start` connects, `preload` loads; `answer` is called by any number of slots."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        policy = JobPolicy()
+        policy = settings.job_policy()
         url = settings.store_url
         patient, quick = make_client(url, patient=True), make_client(url, patient=False)
         check_server(patient, ephemeral=settings.store_ephemeral)
@@ -65,7 +64,11 @@ class WorkerProcess:
         self._doorbell = RedisDoorbell(quick, CeleryDoorbell(url))
         self._doorstep = RedisDoorstep(quick)
         self._at_the_door = threading.Lock()
-        self._blobs = RedisBlobs(patient) if settings.blobs == "redis" else FolderBlobs(settings.home / "blobs")
+        self._blobs = (
+            RedisBlobs(patient, settings.max_redis_blobs)
+            if settings.blobs == "redis"
+            else FolderBlobs(settings.home / "blobs")
+        )
         self._blame = Blame(self._tell_who_is_to_blame, self._running)
         self._laboratory = Laboratory(settings, open_catalogue(settings.home), self._blame.batch)
         self._heartbeat = Heartbeat(

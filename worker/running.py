@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from services.contracts.errors import ErrorCode, LensdError
 from services.contracts.generation import NewTokens
 from services.contracts.job import JobError, JobProgress, JobResult
+from services.engine.memory import is_out_of_memory
 from services.engine.ticket import JobCancelled, JobTicket
 from services.jobs.record import Beat, Cancelled, Claim, Ending, Failed, Stop, Succeeded
 from services.jobs.token_news import joined
@@ -86,10 +87,9 @@ class RunningJob:
             return self._stopped_ending()
         except LensdError as error:
             return Failed(JobError(code=error.code, message=error.message))
-        except MemoryError:
-            message = "the worker ran out of memory on this job: send fewer or shorter prompts, or a smaller sweep"
-            return Failed(JobError(code=ErrorCode.OUT_OF_MEMORY, message=message))
-        except Exception:
+        except Exception as error:
+            if is_out_of_memory(error):
+                return self._out_of_memory()
             # A defect of ours: the traceback is for the log alone, and the client gets a name to find it by.
             correlation_id = secrets.token_hex(8)
             log.exception("job %s failed, correlation id %s", self.claim.job.id, correlation_id)
@@ -105,6 +105,11 @@ class RunningJob:
     def _stop_if_told(self) -> None:
         if self._should_stop():
             self.ticket.stop()
+
+    def _out_of_memory(self) -> Ending:
+        log.warning("job %s ran out of memory outside the engine", self.claim.job.id)
+        message = "the worker ran out of memory on this job: send fewer or shorter prompts, or a smaller sweep"
+        return Failed(JobError(code=ErrorCode.OUT_OF_MEMORY, message=message))
 
     def _should_stop(self) -> bool:
         return self._stop is not None or self._lost or self._handing_back

@@ -24,6 +24,7 @@ from services.contracts.batch import MAX_LINES, BatchList, BatchView, OnInvalid
 from services.contracts.errors import Conflict, ErrorCode, InvalidSpec, Refused, Unavailable, Violation
 from services.jobs.ids import new_batch_id, new_blob_key
 from services.jobs.record import Idempotency
+from services.tenants.keys import ApiKey
 from services.webhooks.store import not_to_be_told
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
@@ -90,17 +91,7 @@ async def submit_batch(
     upload = await request.body()
     if query.webhook is not None:
         await run_in_threadpool(_check_webhook, services, key.owner, query.webhook)
-    batch = await services.read(
-        lambda: NewBatch(
-            id=new_batch_id(),
-            key=key.model_copy(update={"secret_sha256": "", "retiring": None}),
-            on_invalid=query.on_invalid,
-            label=query.label,
-            webhook=query.webhook,
-            lines=_count(upload),
-        )
-    )
-    reservation = upload_idempotency(idempotency_key, upload, query.on_invalid, query.label, query.webhook)
+    batch, reservation = await services.read(lambda: _read(upload, key, query, idempotency_key))
     stored = await run_in_threadpool(_store, services, batch, upload, reservation)
     replayed = {} if stored.id == batch.id else {REPLAYED: "true"}
     headers = {"Location": f"/v1/batches/{stored.id}", "Retry-After": str(POLL_AFTER_S), **replayed}
@@ -167,6 +158,21 @@ def _check_webhook(services: GatewayServices, owner: str, endpoint_id: str) -> N
     """Raises InvalidParameters for an endpoint that the owner may not name."""
     if (wrong := not_to_be_told(services.webhooks, owner, endpoint_id)) is not None:
         raise InvalidParameters((ProblemItem(parameter="webhook", code=wrong.code, message=wrong.message),))
+
+
+def _read(
+    upload: bytes, key: ApiKey, query: BatchQuery, idempotency_key: str | None
+) -> tuple[NewBatch, Idempotency | None]:
+    """Everything about an upload that takes computing; raises InvalidSpec for too few or too many lines."""
+    batch = NewBatch(
+        id=new_batch_id(),
+        key=key.model_copy(update={"secret_sha256": "", "retiring": None}),
+        on_invalid=query.on_invalid,
+        label=query.label,
+        webhook=query.webhook,
+        lines=_count(upload),
+    )
+    return batch, upload_idempotency(idempotency_key, upload, query.on_invalid, query.label, query.webhook)
 
 
 def _count(upload: bytes) -> int:

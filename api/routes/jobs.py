@@ -24,7 +24,8 @@ from services.contracts.base import Contract
 from services.contracts.errors import Refused, Unavailable
 from services.contracts.job import JobSpec, JobStatus, JobSummary
 from services.jobs.ports import JobFilter
-from services.jobs.record import JobRecord
+from services.jobs.record import Idempotency, JobRecord, NewJob
+from services.tenants.keys import ApiKey
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -109,8 +110,8 @@ async def submit_job(
 ) -> Response:
     """Post a job. What can be known to be wrong with it is refused at once, before it is queued."""
     raw = await request.body()
-    job = await services.read(lambda: admitted(_parser.parse(raw), key, services))
-    record = await run_in_threadpool(submitted, job, services, idempotency(idempotency_key, job.spec))
+    job, reservation = await services.read(lambda: _read(raw, key, services, idempotency_key))
+    record = await run_in_threadpool(submitted, job, services, reservation)
     request.state.job_id = record.id
     replayed = {} if record.id == job.id else {REPLAYED: "true"}
     wait = preferred_wait(prefer)
@@ -208,6 +209,14 @@ async def stream_job_events(
         services.keep_alive_s,
     )
     return StreamingResponse(frames, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+def _read(
+    raw: bytes, key: ApiKey, services: GatewayServices, idempotency_key: str | None
+) -> tuple[NewJob, Idempotency | None]:
+    """Everything about a body that takes computing; raises what is wrong with it."""
+    job = admitted(_parser.parse(raw), key, services)
+    return job, idempotency(idempotency_key, job.spec)
 
 
 async def _settled(services: GatewayServices, record: JobRecord, wait: int | None) -> JobRecord:

@@ -12,12 +12,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-import torch
-
 from services.contracts.errors import ErrorCode, JobFailed
 from services.engine.executor import Executor, Ran
 from services.engine.giving_up import BatchGivenUp, given_up_without
 from services.engine.limits import EngineLimits
+from services.engine.memory import is_out_of_memory
 from services.engine.needs import Needs
 from services.engine.scheduler import Task
 from services.engine.statistics import EngineStatistics
@@ -71,7 +70,7 @@ class BatchCrew:
             return
         for ticket, price in prices.items():
             ticket.charge(rows=0, token_layers=-price, seconds=0.0)
-        if _is_out_of_memory(failure):
+        if is_out_of_memory(failure):
             failure.__traceback__ = None  # its frames hold the tensors that did not fit
         self._recover(batch, failure)
 
@@ -95,7 +94,7 @@ class BatchCrew:
 
     def _recover(self, batch: Sequence[Task], error: Exception) -> None:
         """Halve what ran out of memory; else find the guilty row by running each alone."""
-        out_of_memory = _is_out_of_memory(error)
+        out_of_memory = is_out_of_memory(error)
         if len(batch) > 1:
             if out_of_memory:
                 self._halve(gradients=_has_gradients(batch))
@@ -161,9 +160,3 @@ def _too_large(task: Task) -> JobFailed:
     passes = "one forward pass" if task.lane.row.gradients is None else "one forward and backward pass"
     message = f"{passes} over {len(task.lane.row.tokens)} tokens does not fit into memory: send shorter prompts"
     return JobFailed(ErrorCode.OUT_OF_MEMORY, message)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -11,12 +11,16 @@ from pydantic import TypeAdapter
 from services.catalogue.resolve import Limits, resolve
 from services.contracts.job import JobSpec
 from services.jobs.limits import OwnerLimits
+from services.jobs.policy import JobPolicy
+from services.jobs.record import Size, StoredResult
 from services.tenants.keys import Scope, new_key
 from services.tenants.limits import SLOWEST, KeyLimits, Rate, TenantLimits
-from tests.api.conftest import Stand
-from tests.api.specs import PATCHING
+from tests.api.conftest import POOL, WORKER, Stand
+from tests.api.specs import PATCHING, patching_result
 
 pytestmark = pytest.mark.anyio
+
+MAX_QUEUED = JobPolicy().max_queued
 
 
 @pytest.fixture
@@ -157,6 +161,37 @@ async def test_an_owner_with_too_many_jobs_is_refused_and_another_is_not(stand: 
     assert [answer.status_code for answer in answers] == [202, 429, 202]
     assert answers[1].json()["code"] == "too_many_jobs"
     assert int(answers[1].headers["retry-after"]) >= 1
+
+
+async def test_a_key_made_with_a_share_of_the_queue_is_refused_over_it_until_a_job_starts(
+    stand: Stand, admin: httpx.AsyncClient
+) -> None:
+    made = await admin.post("/v1/admin/keys", json={"owner": "alice", "limits": {"queue_share": 2 / MAX_QUEUED}})
+    async with stand.client(made.json()["api_key"]) as alice, stand.client(stand.key("bob")) as bob:
+        answers = [await client.post("/v1/jobs", json=PATCHING) for client in (alice, alice, alice, bob)]
+        stand.claim()
+        once_more = await alice.post("/v1/jobs", json=PATCHING)
+    assert [answer.status_code for answer in answers] == [202, 202, 429, 202]
+    assert (answers[2].json()["code"], "share of the queue" in answers[2].json()["detail"]) == ("too_many_jobs", True)
+    assert int(answers[2].headers["retry-after"]) >= 1
+    assert once_more.status_code == 202
+
+
+async def test_a_key_made_with_a_bound_of_running_jobs_has_the_others_wait_and_lets_other_owners_pass(
+    stand: Stand, admin: httpx.AsyncClient
+) -> None:
+    made = await admin.post("/v1/admin/keys", json={"owner": "alice", "limits": {"running": 1}})
+    async with stand.client(made.json()["api_key"]) as alice, stand.client(stand.key("bob")) as bob:
+        answers = [await client.post("/v1/jobs", json=PATCHING) for client in (alice, alice, bob)]
+        assert [answer.status_code for answer in answers] == [202, 202, 202]
+        first, second, other = (answer.json()["id"] for answer in answers)
+        running = [stand.claim(), stand.claim()]
+        assert {claim.job.id for claim in running} == {first, other}
+        assert stand.store.claim(POOL, WORKER, tuple(Size)) is None
+        assert (await alice.get(f"/v1/jobs/{second}")).json()["status"] == "queued"
+        (ended,) = (claim for claim in running if claim.job.id == first)
+        stand.succeed(ended, StoredResult(document=patching_result().model_dump_json()))
+        assert stand.claim().job.id == second
 
 
 async def test_work_over_the_days_quota_is_refused_until_midnight_and_never_if_it_is_more_than_a_day(

@@ -197,6 +197,19 @@ async def test_a_model_withdrawn_from_a_key_is_refused_although_the_result_is_th
     assert (refused.status_code, refused.json()["code"]) == (422, "unknown_model")
 
 
+async def test_a_shared_result_answers_no_key_that_its_model_was_withdrawn_from(stand: Stand) -> None:
+    app = stand.app_with(share_results=True)
+    async with stand.client(stand.key("alice"), app) as alice:
+        await asked_and_run(stand, alice)
+    plaintext, record = new_key("bob", "of another model", tuple(Scope))
+    async with stand.client(plaintext, app) as bob:
+        stand.keys.put(record)
+        assert (await bob.post("/v1/jobs", json=PATCHING)).json()["cached"], "while his key may use the model"
+        stand.keys.put(record.model_copy(update={"models": ("tiny-words",)}))
+        refused = await bob.post("/v1/jobs", json=PATCHING)
+    assert (refused.status_code, refused.json()["code"]) == (422, "unknown_model")
+
+
 async def test_the_sae_and_its_facts_are_part_of_the_question(stand: Stand, client: httpx.AsyncClient) -> None:
     stored = StoredResult(document=features_result().model_dump_json())
     await client.post("/v1/jobs", json=FEATURES)

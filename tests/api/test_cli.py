@@ -174,6 +174,8 @@ def test_the_page_on_operating_tells_the_defaults_of_the_settings() -> None:
     assert f"| {limits.rate.per_second:.0f}, {limits.rate.burst} |" in page
     assert f"queued and running | {limits.jobs.jobs} |" in page
     assert f"| {limits.jobs.queue_share} | `queue_share`" in page
+    assert f"| {GatewaySettings().max_redis_blobs // 2**20} MiB |" in page
+    assert f"and a batch after its own: {GatewaySettings().retention_h:.0f}, from" in page
     assert (limits.jobs.running, limits.jobs.daily_token_layers) == (None, None)
     for name in KeyLimits.model_fields:
         assert f"`{name}`" in page

@@ -1,5 +1,6 @@
 """The OpenAPI document: fresh, whole, and shaped for SDKs."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,11 +8,13 @@ import pytest
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 
+from api.auth import rate_headers
 from api.openapi import FILE, describe, render
 from api.routes import ROUTERS
 from api.routes.examples import JOBS
 from api.routes.jobs import JobQuery
 from services.contracts.job import JobSpec
+from services.tenants.limits import Rate, RateStanding
 
 SCHEMAS = describe()["components"]["schemas"]
 NO_KEY = {"check_liveness", "check_readiness"}
@@ -73,6 +76,26 @@ def test_every_error_is_a_problem_and_nothing_else(operation: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("operation", operations())
+def test_every_answer_that_has_limits_to_tell_of_declares_the_headers_for_it(operation: dict[str, Any]) -> None:
+    declared = {status: set(answer.get("headers", {})) for status, answer in operation["responses"].items()}
+    rates = {"RateLimit", "RateLimit-Policy"}
+    assert all("Retry-After" in declared[status] for status in ("429", "503") if status in declared)
+    for status, names in declared.items():
+        with_key = operation["operationId"] not in NO_KEY and (status.startswith("2") or status == "429")
+        assert names & rates == (rates if with_key else set())
+
+
+def test_the_headers_of_limits_are_declared_as_they_are_written() -> None:
+    rate = Rate(per_second=0.3, burst=7)
+    written = rate_headers(RateStanding(rate, allowed=True, remaining=3, full_in_s=1.2, retry_after_s=0.0))
+    for name, value in written.items():
+        for declared in (name, f"{name}-If-Known"):
+            header = describe()["components"]["headers"][declared]
+            assert re.search(header["schema"]["pattern"], value)
+            assert re.search(header["schema"]["pattern"], header["example"])
+
+
+@pytest.mark.parametrize("operation", operations())
 def test_what_takes_a_body_or_a_parameter_can_refuse_it(operation: dict[str, Any]) -> None:
     if "requestBody" in operation:
         assert {"413", "415", "422"} <= set(operation["responses"])
@@ -81,7 +104,8 @@ def test_what_takes_a_body_or_a_parameter_can_refuse_it(operation: dict[str, Any
 
 
 def test_every_reference_leads_somewhere() -> None:
-    known = {f"#/components/schemas/{name}" for name in SCHEMAS}
+    parts = describe()["components"]
+    known = {f"#/components/{part}/{name}" for part in ("schemas", "headers") for name in parts[part]}
     assert set(references(describe())) <= known
 
 

@@ -5,10 +5,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import ByteSize, SecretStr, ValidationError
 
+from api.__main__ import build
 from api.settings import GatewaySettings, explain
+from services.contracts.errors import Unavailable
+from services.jobs.ids import new_blob_key, new_job_id
+from services.jobs.policy import JobPolicy
+from services.store_settings import StoreSettings
 from services.tenants.keys import Scope, new_key
+from tests.services.adapters.valkey import valkey_server
+from worker.settings import WorkerSettings
 
 PLACEHOLDERS = [
     "changeme",
@@ -30,6 +37,32 @@ def test_the_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert (settings.home, settings.port, settings.max_body) == (Path("/data"), 9000, 2_000_000)
     assert settings.bootstrap_key is None
     assert not settings.share_results
+
+
+@pytest.mark.parametrize("settings", [GatewaySettings, WorkerSettings])
+def test_both_processes_keep_jobs_for_a_day_or_what_they_are_told(
+    monkeypatch: pytest.MonkeyPatch, settings: type[StoreSettings]
+) -> None:
+    assert settings().job_policy() == JobPolicy(retention_s=86_400)
+    monkeypatch.setenv("LENSD_RETENTION_H", "1.5")
+    assert settings().job_policy() == JobPolicy(retention_s=5_400)
+    for hours in ("0.9", "721", "nan", "forever"):
+        monkeypatch.setenv("LENSD_RETENTION_H", hours)
+        with pytest.raises(ValidationError, match="retention_h"):
+            settings()
+
+
+def test_what_redis_keeps_of_results_is_bounded_by_the_operator(tmp_path: Path) -> None:
+    with valkey_server(tmp_path) as server:
+        settings = GatewaySettings(
+            home=tmp_path, redis_url=SecretStr(server.url), blobs="redis", max_redis_blobs=ByteSize(1_000_000)
+        )
+        services, _ = build(settings)
+        key = new_blob_key(new_job_id(), 1)
+        with pytest.raises(Unavailable, match="1000000 bytes"):
+            services.blobs.put(key, b"x" * 1_000_001)
+        services.blobs.put(key, b"x" * 400_000)
+        assert services.blobs.get(key) is not None
 
 
 def test_the_hosts_that_webhooks_may_reach_are_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:

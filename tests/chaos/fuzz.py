@@ -66,6 +66,10 @@ class Round:
     served: Mapping[str, Sequence[str]]
     seed: int
     effort: Effort
+    away: bool = False
+    """Whether the store is away: 503 is then what is promised."""
+    at_most: int | None = None
+    """Requests of all rounds together after which this one ends."""
 
     def run(self, tally: Tally, give_up_at: float) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -77,8 +81,14 @@ class Round:
                     tally.fail("error", event.label, str(event.value))
                 elif isinstance(event, events.FatalError):
                     raise event.exception
-                if time.monotonic() > give_up_at:
+                enough = self.at_most is not None and tally.requests >= self.at_most
+                if enough or time.monotonic() > give_up_at:
                     stream.stop()
+
+    def _checks(self) -> dict[str, Any]:
+        # The check's own list lacks 413 and 431, which refuse too, and has 5xx, which does not.
+        refusals = {"negative_data_rejection": {"expected-statuses": [*REFUSALS, *(["503"] if self.away else [])]}}
+        return refusals | ({"not_a_server_error": {"enabled": False}} if self.away else {})
 
     def _credentials(self, folder: Path) -> Path:
         path = folder / "keys.json"
@@ -102,8 +112,7 @@ class Round:
             "cache": {"enabled": False},
             "auth": {"wfc": {"path": str(credentials), "peers": list(self.keys)}},
             "generation": {"max-examples": self.effort.examples, "no-shrink": True, "database": "none"},
-            # The check's own list lacks 413 and 431, which refuse too, and has 5xx, which does not.
-            "checks": {"negative_data_rejection": {"expected-statuses": REFUSALS}},
+            "checks": self._checks(),
         }
         if not self.effort.boundaries_of_bodies:
             without = {"coverage": {"enabled": False}}
@@ -112,11 +121,12 @@ class Round:
         return schemathesis.openapi.from_dict(document, config=schemathesis.Config.from_dict(settings))
 
 
-def make_keys(client: httpx.Client) -> dict[str, str]:
-    """A fresh key of every tenant, by the tenant's name."""
+def make_keys(client: httpx.Client, **limits: float) -> dict[str, str]:
+    """A fresh key of every tenant, by the tenant's name, with `limits` instead of the operator's."""
     keys: dict[str, str] = {}
     for owner, scopes in TENANTS.items():
-        response = client.post("/v1/admin/keys", json={"owner": owner, "name": "drill", "scopes": scopes})
+        asked = {"owner": owner, "name": "drill", "scopes": scopes, "limits": limits}
+        response = client.post("/v1/admin/keys", json=asked)
         keys[owner] = response.raise_for_status().json()["api_key"]
     every = client.get("/v1/admin/keys").raise_for_status().json()["keys"]
     fuzz_rules.KEPT_KEYS.update(key["id"] for key in every)

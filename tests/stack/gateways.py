@@ -21,7 +21,7 @@ from services.jobs.record import Size
 from services.tenants.keys import Scope, new_key
 from tests.api.catalogue import write_catalogue
 from tests.processes import eventually
-from tests.services.adapters.valkey import valkey_server
+from tests.services.adapters.valkey import Server, valkey_server
 from tests.services.jobs.samples import DONE
 
 PROJECT_ROOT = Path(__file__).parents[2]
@@ -71,7 +71,8 @@ class Gateway:
 class Deployment:
     """A server, its job store as workers see it, and gateways that share them."""
 
-    def __init__(self, folder: Path, url: str, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, server: Server, environment: dict[str, str]) -> None:
+        self.server, url = server, server.url
         self.api_key, _ = new_key("tests", "tests", tuple(Scope))
         self.redis = make_client(url, patient=True)
         self.store = RedisJobStore(self.redis, JobPolicy())
@@ -120,7 +121,7 @@ def deployment(folder: Path, **environment: str) -> Iterator[Deployment]:
     """Nothing of it is left when the block ends."""
     write_catalogue(folder / "home")
     with valkey_server(folder) as server:
-        deployed = Deployment(folder, server.url, environment)
+        deployed = Deployment(folder, server, environment)
         try:
             yield deployed
         finally:

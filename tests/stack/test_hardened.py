@@ -8,10 +8,12 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +27,7 @@ from services.adapters.embedded_valkey import free_port
 from services.adapters.parent_death import dies_with_parent
 from services.tenants.keys import Scope, new_key
 from tests.processes import eventually
+from tests.remote_control import WITNESS, ping_and_shut_down
 from tests.services.adapters.valkey import ACL_RULES, restricted, valkey_server
 from tests.stack.harness import PROJECT_ROOT, READY_TIMEOUT_S, lend_prepared_models
 from tests.tls import Authority, make_authority, tls_in_front_of
@@ -34,6 +37,7 @@ pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certifi
 MARKER = "xyzzyplugh"
 """Where a client can put a text, it puts this."""
 WAIT = {"Prefer": "wait=60"}
+RETENTION = timedelta(hours=50)
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Hardened:
     client: httpx.Client
     store: Redis
     """As the server's administrator, not by way of TLS."""
+    store_url: str
     gateway_log: Path
     worker: "subprocess.Popen[bytes]"
     worker_log: Path
@@ -99,6 +104,7 @@ def environment_of(home: Path, url: str, authority: Authority, port: int, key: s
         "LENSD_THREADS": "1",
         "LENSD_PRELOAD": "false",
         "LENSD_DRAIN_S": "0",
+        "LENSD_RETENTION_H": str(RETENTION // timedelta(hours=1)),
         "OMP_WAIT_POLICY": "passive",
     }
 
@@ -133,7 +139,7 @@ def hardened(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
             ):
                 metrics = (f"http://127.0.0.1:{ports[0]}/metrics", f"http://127.0.0.1:{ports[1]}/metrics")
                 secrets = (key.split("_", 2)[2], limited.password)
-                running = Hardened(client, store, gateway_log, worker, worker_log, metrics, secrets)
+                running = Hardened(client, store, server.url, gateway_log, worker, worker_log, metrics, secrets)
                 if not eventually(lambda: is_ready(client), READY_TIMEOUT_S):
                     raise AssertionError(gateway_log.read_text() + worker_log.read_text())
                 yield running
@@ -163,6 +169,14 @@ def test_a_pickle_put_into_the_broker_is_refused_and_the_worker_lives_on(hardene
     assert hardened.submit().json()["status"] == "succeeded"
     assert not proof.exists()
     assert hardened.worker.poll() is None
+
+
+def test_a_worker_takes_no_remote_control(hardened: Hardened) -> None:
+    heard = ping_and_shut_down(hardened.store_url)
+    assert heard.commands[-1] == "shutdown"
+    assert heard.answered == [WITNESS]
+    assert not eventually(lambda: hardened.worker.poll() is not None, 2)
+    assert hardened.submit().json()["status"] == "succeeded"
 
 
 class Unpickled:
@@ -220,15 +234,30 @@ def test_nothing_that_a_client_sends_and_no_secret_gets_into_a_log(hardened: Har
 
 def damage(hardened: Hardened, marked: dict[str, Any]) -> None:
     """A job whose inputs are damaged, texts and all, before the worker has it."""
-    worker = hardened.worker.pid
-    os.kill(worker, 19)
-    try:
+    with frozen(hardened.worker):
         made = hardened.client.post("/v1/jobs", json=job(**marked)).json()
         hardened.store.hset(f"lensd:job:{made['id']}", "inputs", f'{{"{MARKER}": "{MARKER}"}}')
-    finally:
-        os.kill(worker, 18)
     ended = hardened.client.get(f"/v1/jobs/{made['id']}", headers=WAIT).json()
     assert ended["status"] == "failed", ended
+
+
+@contextmanager
+def frozen(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+
+
+def test_a_job_is_kept_for_as_long_as_the_operator_says_whichever_process_ends_it(hardened: Hardened) -> None:
+    by_worker = hardened.submit().json()
+    with frozen(hardened.worker):
+        queued = hardened.client.post("/v1/jobs", json=job()).json()
+        by_gateway = hardened.client.post(f"/v1/jobs/{queued['id']}/cancel").json()
+    for ended, status in ((by_worker, "succeeded"), (by_gateway, "cancelled")):
+        assert ended["status"] == status
+        assert datetime.fromisoformat(ended["expires_at"]) - datetime.fromisoformat(ended["finished_at"]) == RETENTION
 
 
 def test_both_processes_have_figures_for_prometheus(hardened: Hardened) -> None:

@@ -4,7 +4,9 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import pytest
+import torch
 
 from services.contracts.errors import ErrorCode, JobFailed
 from services.contracts.generation import NewTokens
@@ -73,10 +75,43 @@ def test_a_failure_that_the_client_may_read_is_passed_on(claim: Claim) -> None:
     assert failure(RunningJob(claim).work(raising(error), keep)) == (error.code, error.message)
 
 
-def test_running_out_of_memory_says_what_to_do(claim: Claim) -> None:
-    code, message = failure(RunningJob(claim).work(raising(MemoryError()), keep))
+TOO_MANY = 2**60
+"""Elements that no machine has room for."""
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        raising(MemoryError()),
+        raising(torch.OutOfMemoryError("CUDA out of memory")),
+        lambda: torch.empty(TOO_MANY),
+        lambda: np.empty(2**46),
+    ],
+    ids=["python", "gpu", "torch", "numpy"],
+)
+def test_running_out_of_memory_says_what_to_do(
+    claim: Claim, compute: Callable[[], JobResult], caplog: pytest.LogCaptureFixture
+) -> None:
+    code, message = failure(RunningJob(claim).work(compute, keep))
     assert code is ErrorCode.OUT_OF_MEMORY
     assert "smaller sweep" in message
+    assert f"{claim.job.id} ran out of memory" in caplog.text
+
+
+def test_running_out_of_memory_while_the_result_is_stored_is_no_other_failure(claim: Claim) -> None:
+    def no_room(claim: Claim, result: JobResult) -> Succeeded:
+        raise MemoryError
+
+    ending = RunningJob(claim).work(lambda: patching_result([[1.0]], [[2.0]]), no_room)
+    assert failure(ending)[0] is ErrorCode.OUT_OF_MEMORY
+
+
+def test_another_runtime_error_of_torch_is_not_taken_for_want_of_memory(claim: Claim) -> None:
+    def misfit() -> JobResult:
+        torch.ones(2) @ torch.ones(3)
+        raise AssertionError
+
+    assert failure(RunningJob(claim).work(misfit, keep))[0] is ErrorCode.METHOD_FAILED
 
 
 @pytest.mark.parametrize("stop", list(Stop))

@@ -1,7 +1,8 @@
 """Doorbells and records of jobs and batches that lensd did not write, put into the store by hand among sound ones.
 
 Records are damaged in line, while no worker can claim them: their fields overwritten, taken away, or the whole record
-replaced by something that is no record at all. Batches are damaged while all their jobs wait.
+replaced by something that is no record at all. Batches are damaged while all their jobs wait. Last, commands for
+Celery's remote control, which no worker takes.
 """
 
 import base64
@@ -18,6 +19,7 @@ from tests.chaos.load import Load
 from tests.chaos.plant import Plant
 from tests.chaos.recorder import Recorder
 from tests.processes import eventually
+from tests.remote_control import WITNESS, ping_and_shut_down
 
 END_S = 300.0
 TOLD_S = 30.0
@@ -124,6 +126,8 @@ def run(plant: Plant, scale: Scale) -> Findings:
         _damage(plant, load, client, findings)
         _damage_batches(plant, client, findings)
         client.hang_up()
+    heard = ping_and_shut_down(plant.valkey.url)
+    findings.equal("who answers Celery's remote control, but for a witness", [WITNESS], heard.answered)
     same = [worker.pid for worker in plant.workers if worker.alive and plant.serves(worker)] == pids
     findings.holds("the worker is the process it was, and serves", "yes", "yes" if same else "no", same)
     findings.equal("unexpected errors in the gateway's log", 0, plant.gateway.log.count("unexpected error"))

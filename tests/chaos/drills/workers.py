@@ -1,6 +1,7 @@
-"""Two workers, one killed -9 every few seconds in turn, under small jobs and a long sweep.
+"""Two workers, one killed -9 in turn, at least 5 s apart and only while both serve, under small jobs and a long sweep.
 
-A worker takes seconds to start, so a kill waits until both serve: else, where cores are few, none would get to work.
+A worker takes seconds to start, more where cores are few. Killed every 5 s whether they serve or not, workers would die
+while they start, with no job to lose. So a kill waits until both serve; the report says how far apart the kills were.
 For every kill the drill looks which jobs ran on the dead worker, and when each of them was started again.
 """
 
@@ -28,26 +29,30 @@ class Death:
 def run(plant: Plant, scale: Scale) -> Findings:
     findings = Findings()
     with under_load(plant, scale.jobs, scale.pace) as load:
-        deaths, kills = _kill_in_turn(plant, load, scale.between_kills_s, scale.jobs / scale.pace)
+        deaths, killed_at = _kill_in_turn(plant, load, scale.between_kills_s, scale.jobs / scale.pace)
     load.judge(findings)
     _judge_restarts(findings, load, deaths, START_AGAIN_S * scale.patience)
-    findings.at_least("kills", scale.worker_kills, kills)
+    findings.at_least("kills", scale.worker_kills, len(killed_at))
+    if len(killed_at) > 1:
+        apart = (killed_at[-1] - killed_at[0]) / (len(killed_at) - 1)
+        findings.note(f"one kill every {apart:.1f} s: {scale.between_kills_s:g} s, then until both workers serve again")
     findings.note(f"{len(deaths)} attempts died with their worker")
     plant.wait_for_workers()
     return findings
 
 
-def _kill_in_turn(plant: Plant, load: Load, every_s: float, lasts_s: float) -> tuple[list[Death], int]:
-    """Until all small jobs have ended, or twice as long as they should take."""
+def _kill_in_turn(plant: Plant, load: Load, every_s: float, lasts_s: float) -> tuple[list[Death], list[float]]:
+    """Until all small jobs have ended, or twice as long as they should take: who died, and when each kill was."""
     deaths: list[Death] = []
-    kills, give_up_at = 0, time.monotonic() + 2 * lasts_s
+    killed_at: list[float] = []
+    give_up_at = time.monotonic() + 2 * lasts_s
     for worker in itertools.cycle(plant.workers):
         if not until(every_s, load.all_small_ended) or not _both_serve(plant, load, give_up_at):
             break
         deaths += _kill(plant, worker)
+        killed_at.append(time.monotonic())
         worker.start()
-        kills += 1
-    return deaths, kills
+    return deaths, killed_at
 
 
 def _both_serve(plant: Plant, load: Load, give_up_at: float) -> bool:
@@ -85,4 +90,9 @@ def _judge_restarts(findings: Findings, load: Load, deaths: Sequence[Death], wit
     findings.at_most("longest time until a dead attempt's job started again", within_s, max(delays, default=0), " s")
 
 
-DRILL = Drill("workers", "two workers, one killed -9 in turn, under small jobs and a long sweep", run, workers=2)
+DRILL = Drill(
+    "workers",
+    "two workers, one killed -9 in turn, 5 s apart or once both serve again, under small jobs and a long sweep",
+    run,
+    workers=2,
+)
