@@ -14,7 +14,7 @@ from api.routes.labels import FeatureNumber, require_feature
 from api.routes.saes import SaeId
 from services.catalogue.feature_indexes import FeatureFilter, FeatureSort, SortKey
 from services.contracts.base import Contract, TokenId
-from services.contracts.errors import ErrorCode, Refused
+from services.contracts.errors import Refused
 from services.contracts.feature_card import FeatureSummary
 
 router = APIRouter(prefix="/v1/saes", tags=["features"])
@@ -75,11 +75,6 @@ def get_feature(services: Services, key: Reader, sae_id: SaeId, index: FeatureNu
 def list_features(services: Services, key: Reader, sae_id: SaeId, query: Annotated[FeatureQuery, Query()]) -> Response:
     """The features of an SAE that meet every condition, with their strongest contexts and labels."""
     index = services.features.of(services.catalogue_for(key).sae(sae_id).id)
-    if query.promoted is not None and query.promoted_id is not None:
-        message = "a token is named by its string or by its id: leave one out"
-        raise InvalidParameters(
-            (ProblemItem(parameter="promoted_id", code=ErrorCode.INVALID_REQUEST, message=message),)
-        )
     where = _filter(services, key.owner, sae_id, query)
     sort = FeatureSort(query.sort, query.order == "descending")
     try:
@@ -108,7 +103,8 @@ def _filter(services: GatewayServices, owner: str, sae_id: str, query: FeatureQu
         max_density=query.max_density,
         min_max_activation=query.min_max_activation,
         max_max_activation=query.max_max_activation,
-        promoted=query.promoted_id if query.promoted is None else query.promoted,
+        promoted=query.promoted,
+        promoted_id=query.promoted_id,
         text=query.text,
         only=only,
         but=but,

@@ -170,7 +170,9 @@ class FeatureIndex:
             if bound is not None:
                 mask &= holds(figures, bound)
         if where.promoted is not None:
-            mask &= self._promoting(where.promoted)
+            mask &= self._promoting([key for key, read in self._corpus.vocabulary.items() if read == where.promoted])
+        if where.promoted_id is not None:
+            mask &= self._promoting([where.promoted_id])
         if where.text is not None:
             mask &= self._text.features_with(where.text)
         if where.only is not None:
@@ -179,12 +181,8 @@ class FeatureIndex:
             mask &= ~self._among(where.but)
         return mask
 
-    def _promoting(self, token: str | int) -> NDArray[np.bool_]:
-        ids = (
-            [token]
-            if isinstance(token, int)
-            else [key for key, read in self._corpus.vocabulary.items() if read == token]
-        )
+    def _promoting(self, ids: Sequence[int]) -> NDArray[np.bool_]:
+        """The features that promote any of these tokens."""
         found = np.zeros(self.features, np.bool_)
         promoted, owners = self._promoted
         found[owners[np.isin(promoted, ids)]] = True

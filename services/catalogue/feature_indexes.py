@@ -23,8 +23,9 @@ class FeatureFilter:
     max_density: float | None = None
     min_max_activation: float | None = None
     max_max_activation: float | None = None
-    promoted: str | int | None = None
-    """A token's string or its id, among those that the feature promotes."""
+    promoted: str | None = None
+    promoted_id: int | None = None
+    """A token's string among those that the feature promotes."""
     text: str | None = None
     """Text within one of the feature's contexts."""
     only: frozenset[int] | None = None

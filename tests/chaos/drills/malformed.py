@@ -128,6 +128,7 @@ def run(plant: Plant, scale: Scale) -> Findings:
         client.hang_up()
     heard = ping_and_shut_down(plant.valkey.url)
     findings.equal("who answers Celery's remote control, but for a witness", [WITNESS], heard.answered)
+    eventually(lambda: all(plant.serves(worker) for worker in plant.workers), TOLD_S)
     same = [worker.pid for worker in plant.workers if worker.alive and plant.serves(worker)] == pids
     findings.holds("the worker is the process it was, and serves", "yes", "yes" if same else "no", same)
     findings.equal("unexpected errors in the gateway's log", 0, plant.gateway.log.count("unexpected error"))
