@@ -53,7 +53,8 @@ def is_public(text: str) -> bool:
     embedded = _embedded(address)
     if embedded is not None and not is_public(str(embedded)):
         return False
-    if address.ipv4_mapped is not None or address in _NAT64:
+    # Whether Python calls these global changed between its releases; here the address that they embed decides.
+    if address.ipv4_mapped is not None or address.sixtofour is not None or address in _NAT64:
         return True
     return address.is_global and address in _UNICAST_V6 and not any(address in each for each in _NOT_PUBLIC_V6)
 
