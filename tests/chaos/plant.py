@@ -82,7 +82,15 @@ class Process:
         return self.pid
 
     def freeze(self) -> None:
+        """SIGSTOP; on a busy machine a thread may run on for a while, so this waits until all stand still."""
         os.kill(self.pid, signal.SIGSTOP)
+        if not eventually(lambda: self._thread_states() <= {"T"}, END_S):
+            raise AssertionError(f"{self.name} does not stand still: {self._thread_states()}")
+
+    def _thread_states(self) -> set[str]:
+        """As /proc has them; none elsewhere than on Linux."""
+        stats = (stat.read_text() for stat in Path(f"/proc/{self.pid}/task").glob("*/stat"))
+        return {stat.rpartition(")")[2].split()[0] for stat in stats}
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
@@ -159,6 +167,23 @@ class Plant:
     def wait_for_workers(self) -> None:
         if not eventually(lambda: all(self.serves(worker) for worker in self.workers), START_S):
             raise AssertionError("a worker does not serve:\n" + "\n".join(w.log[-4000:] for w in self.workers))
+
+    def freeze(self, *workers: Process) -> None:
+        """Freeze them, and see what they had asked of the store before answered: they are told, but do not know yet."""
+        for worker in workers:
+            worker.freeze()
+        with self.redis() as redis:
+            redis.ping()  # after all that lay in the server's sockets
+
+    @contextmanager
+    def frozen_workers(self) -> Iterator[None]:
+        """While all workers are frozen: none claims a job."""
+        self.freeze(*self.workers)
+        try:
+            yield
+        finally:
+            for worker in self.workers:
+                worker.thaw()
 
     def serves(self, worker: Process) -> bool:
         """Whether the worker has announced itself and has loaded what it serves."""

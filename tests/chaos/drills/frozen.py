@@ -60,7 +60,7 @@ def _freeze_at_work(plant: Plant, client: Client, worker: Process, name: str) ->
             for number in range(8):
                 client.submit(middling(number))
             eventually(lambda: redis.exists(f"lensd:executing:{name}"), 5)
-            worker.freeze()
+            plant.freeze(worker)
             chunk = cast("bytes | None", redis.get(f"lensd:executing:{name}")) or b""
             jobs = [part.partition(":")[0] for part in chunk.decode().split()]
             running = [job for job in jobs if redis.hget(f"lensd:job:{job}", "status") == b"running"]

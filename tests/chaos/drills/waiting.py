@@ -108,13 +108,9 @@ def _stream_readers(redis: Redis) -> int:
 
 
 def _cancel_queued(plant: Plant, client: Client, recorder: Recorder, scale: Scale, findings: Findings) -> None:
-    """While the workers are frozen, and so cannot claim it."""
-    for worker in plant.workers:
-        worker.freeze()
-    job_id = client.submit(small(0)).job_id
-    seconds = _cancelled_after(client, recorder, job_id)
-    for worker in plant.workers:
-        worker.thaw()
+    with plant.frozen_workers():
+        job_id = client.submit(small(0)).job_id
+        seconds = _cancelled_after(client, recorder, job_id)
     findings.at_most("a queued job is cancelled within", CANCEL_S * scale.patience, seconds, " s")
 
 
