@@ -59,7 +59,11 @@ PLACES = ("shops", "park", "sea", "zoo", "bank", "pool", "farm", "lake", "bar")
 THINGS = ("bag", "key", "cup", "map", "ball", "book")
 CHUNK = USUAL | {
     "examples": [
-        {"prompt": f"When John and Mary went to the {place}, John gave the {thing} to", "answer": " Mary"}
+        {
+            "prompt": f"When John and Mary went to the {place}, John gave the {thing} to",
+            "answer": " Mary",
+            "foil": " John",
+        }
         for place in PLACES
         for thing in THINGS
     ]
