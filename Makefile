@@ -59,6 +59,7 @@ bench: prepare         ## measure speed against TransformerLens and SAELens; wri
 	$(BIN)/python -m benchmarks.attribution
 	$(BIN)/python -m benchmarks.features
 	$(BIN)/python -m benchmarks.service
+	$(BIN)/python -m benchmarks.desks
 	$(BIN)/python -m benchmarks.batches
 	$(BIN)/python -m benchmarks.load
 

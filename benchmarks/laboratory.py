@@ -15,6 +15,7 @@ from services.contracts.job import JobResult, JobSpec
 from services.engine.engine import Engine, EngineLimits
 from services.engine.ticket import JobTicket
 from services.methods.context import MethodContext, SaeInUse
+from services.methods.desks import Desks
 from services.methods.registry import run_method
 from services.models.load import load_model
 from services.saes.bundle import load_sae
@@ -32,6 +33,7 @@ class Laboratory:
         facts = self.catalogue.model(model_id)
         self.model = load_model(model_folder(home, model_id), facts, device=torch.device("cpu"), dtype=torch.float32)
         self.engine = Engine(EngineLimits(threads=threads))
+        self.desks = Desks()
         self._owners = count()
         self._saes: dict[str, SaeInUse] = {}
 
@@ -46,6 +48,7 @@ class Laboratory:
             inputs=resolve(spec, self.catalogue, Limits()).inputs,
             tokenizer=self.catalogue.tokenizer(spec.model),
             sae=self._sae(sae_id) if sae_id else None,
+            desks=self.desks,
         )
         return run_method(spec, context)
 

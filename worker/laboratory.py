@@ -14,6 +14,7 @@ from services.engine.ticket import JobTicket
 from services.jobs.cache import fingerprint
 from services.jobs.record import Claim
 from services.methods.context import MethodContext, SaeInUse
+from services.methods.desks import Desks
 from services.methods.origin import runner
 from services.methods.registry import run_method
 from services.models.cache import ModelCache
@@ -49,6 +50,7 @@ class Laboratory:
             threads=settings.threads,
         )
         self._engine = Engine(limits, on_batch=on_batch)
+        self._desks = Desks()
         self._models = ModelCache(self._load_model, self._size_of, limit_bytes=settings.model_cache_bytes)
         self._saes = SaeShelf(self._load_sae, settings.sae_cache_bytes)
 
@@ -65,6 +67,7 @@ class Laboratory:
                 tokenizer=self._catalogue.tokenizer(claim.spec.model),
                 sae=self._sae_for(claim.spec),
                 on_tokens=on_tokens,
+                desks=self._desks,
             )
             return run_method(claim.spec, context)
 

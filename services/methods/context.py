@@ -17,6 +17,7 @@ from services.engine.outcome import Execution, Outcome
 from services.engine.row import Row
 from services.engine.ticket import JobCancelled, JobTicket
 from services.engine.weights import Weights
+from services.methods.desks import Desks
 from services.models.load import LoadedModel
 from services.saes.sae import Sae
 
@@ -44,7 +45,8 @@ def _unheard(_news: NewTokens) -> None:
 class MethodContext:
     """One job at work. `run` and `generate` are a method's only ways to the model.
 
-    `on_tokens` hears of new tokens as they come, on the engine's thread: it must return at once.
+    `on_tokens` hears of new tokens as they come, on the engine's thread: it must return at once. `desks` are shared by
+    the jobs of a worker.
     """
 
     model: LoadedModel
@@ -54,13 +56,14 @@ class MethodContext:
     tokenizer: Tokenizer
     sae: SaeInUse | None = None
     on_tokens: Callable[[NewTokens], None] = _unheard
+    desks: Desks = field(default_factory=Desks)
     started: float = field(default_factory=time.monotonic)
     warnings: list[str] = field(default_factory=list)
     _execution: Execution = "branched"
 
     def run(self, rows: Sequence[Row]) -> list[Outcome]:
         """Run all rows and wait; raises what the first failing row raised, JobCancelled when the job was cancelled."""
-        with self.ticket.in_engine():
+        with self.ticket.in_engine(), self.desks.away(self.ticket):
             outcomes = self.engine.run(self.model, rows, job=self.ticket)
         if any(outcome.execution == "whole" for outcome in outcomes):
             self._execution = "whole"
@@ -68,7 +71,7 @@ class MethodContext:
 
     def generate(self, continuations: Sequence[Continuation], on_token: OnToken) -> list[Generated]:
         """Run all continuations and wait; raises as `run` does."""
-        with self.ticket.in_engine():
+        with self.ticket.in_engine(), self.desks.away(self.ticket):
             futures = self.engine.submit_continuations(self.model, continuations, job=self.ticket, on_token=on_token)
             generated = [self.ticket.result_of(future) for future in futures]
         if any(one.execution == "whole" for one in generated):
@@ -76,8 +79,10 @@ class MethodContext:
         return generated
 
     def charge(self, token_layers: int, seconds: float) -> None:
-        """Book work done outside the engine; raises JobCancelled when the job has been cancelled meanwhile."""
+        """Book work done outside the engine, and let others work; raises JobCancelled when the job was cancelled."""
         self.ticket.charge(rows=0, token_layers=float(token_layers), seconds=seconds)
+        with self.desks.away(self.ticket):
+            pass
         if self.ticket.cancelled():
             raise JobCancelled
 

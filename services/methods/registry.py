@@ -46,7 +46,12 @@ from services.methods.context import MethodContext
 
 
 def run_method(spec: JobSpec, context: MethodContext) -> JobResult:
-    """Run a specification's analysis."""
+    """Run a specification's analysis, at a desk."""
+    with context.desks.seat(context.ticket):
+        return _run(spec, context)
+
+
+def _run(spec: JobSpec, context: MethodContext) -> JobResult:
     match spec:
         case PatchingSpec():
             return _run_patching(spec, context)
