@@ -25,6 +25,7 @@ ONE_IN = 20
 ANSWER_S = 3.0
 CANCEL_S = 1.0
 CANCELS = 5
+END_S = 300.0
 SHARED_LAYERS = 12
 """Of a sweep that shares its chunks: some seconds of work."""
 STEPS, MANY_STEPS = 8, 200
@@ -120,10 +121,10 @@ def _cancel_running(plant: Plant, client: Client, recorder: Recorder, scale: Sca
     entries, seconds = [client.submit(small(1))], []
     for _ in range(CANCELS):
         job_id = client.submit(sweep()).job_id
-        eventually(partial(_run, recorder, job_id), 60)
+        eventually(partial(_run, recorder, job_id), END_S)
         seconds.append(_cancelled_after(client, recorder, job_id))
         entries.append(client.submit(small(1)))
-    eventually(lambda: load.ended(entries), 60)
+    eventually(lambda: load.ended(entries), END_S)
     apart = max_distance(load.documents(entries), [entry.body for entry in entries])
     findings.at_most(
         f"a running sweep is cancelled within, slowest of {CANCELS}", CANCEL_S * scale.patience, max(seconds), " s"
@@ -136,13 +137,13 @@ def _cancel_one_of_two(plant: Plant, client: Client, recorder: Recorder, scale: 
     """Of two sweeps whose rows share every chunk, and so run on; the other's numbers are those that it gets alone."""
     load = Load(plant, recorder, Ledger())
     entries, seconds = [client.submit(sweep(layers=SHARED_LAYERS, first=1))], []
-    eventually(lambda: load.ended(entries), 60)
+    eventually(lambda: load.ended(entries), END_S)
     for _ in range(CANCELS):
         job_id = client.submit(sweep(layers=SHARED_LAYERS)).job_id
         entries.append(client.submit(sweep(layers=SHARED_LAYERS, first=1)))
-        eventually(partial(_run, recorder, job_id, entries[-1].job_id), 60)
+        eventually(partial(_run, recorder, job_id, entries[-1].job_id), END_S)
         seconds.append(_cancelled_after(client, recorder, job_id))
-        eventually(lambda: load.ended(entries), 60)
+        eventually(lambda: load.ended(entries), END_S)
     documents = load.documents(entries)
     succeeded = sum(document["status"] == "succeeded" for document in documents)
     findings.at_most(
@@ -163,10 +164,10 @@ def _cancel_gradients(plant: Plant, client: Client, recorder: Recorder, scale: S
     entries, seconds = [client.submit(gradients(steps=STEPS))], []
     for _ in range(CANCELS):
         job_id = client.submit(gradients(steps=MANY_STEPS)).job_id
-        eventually(partial(_run, recorder, job_id), 60)
+        eventually(partial(_run, recorder, job_id), END_S)
         seconds.append(_cancelled_after(client, recorder, job_id))
         entries.append(client.submit(gradients(steps=STEPS)))
-    eventually(lambda: load.ended(entries), 60)
+    eventually(lambda: load.ended(entries), END_S)
     apart = max_distance(load.documents(entries), [entry.body for entry in entries])
     findings.at_most(
         f"running gradients are cancelled within, slowest of {CANCELS}", CANCEL_S * scale.patience, max(seconds), " s"
