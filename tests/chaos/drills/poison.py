@@ -6,6 +6,7 @@ memory than it is allowed.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,8 +21,12 @@ from tests.chaos.recorder import Recorder
 from tests.processes import eventually
 
 ATTEMPTS = 3
+UNBLAMED = 1
+"""A worker's death is not held against a job that has worked by itself for less than two heartbeats while the engine
+ran its neighbours: the first may be such a one, in the later ones the job is alone."""
 END_S = 400.0
 LOOK_EVERY_S = 0.002
+SETTLE_S = 3.0
 ALLOWED_BYTES = 200 * 2**20
 """What a worker may take beyond what it holds when idle."""
 
@@ -59,7 +64,11 @@ def _poison(plant: Plant, scale: Scale, recorder: Recorder, findings: Findings) 
 def _outgrow(plant: Plant, scale: Scale, recorder: Recorder, findings: Findings) -> None:
     load = Load(plant, recorder, Ledger())
     client = Client(plant, load.ledger)
-    idle = {worker.name: worker.rss_bytes() for worker in plant.workers}
+    # New ones: a worker that has worked keeps memory, and takes less more.
+    for worker in plant.workers:
+        worker.kill()
+    plant.start_workers()
+    idle = {worker.name: _settled_bytes(worker) for worker in plant.workers}
 
     def outgrows(worker: Process) -> bool:
         try:
@@ -71,13 +80,30 @@ def _outgrow(plant: Plant, scale: Scale, recorder: Recorder, findings: Findings)
         entry = client.submit(gluttonous())
         # Neighbours of little memory: what a worker takes beyond the bound is the one job's.
         neighbours = [client.submit(small(number)) for number in range(scale.neighbours)]
-        _judge(load, entry, neighbours, kills, findings=findings, which="the job that outgrows memory")
+        which = "the job that outgrows memory"
+        _judge(load, entry, neighbours, kills, findings=findings, which=which, unblamed=UNBLAMED)
     client.hang_up()
     plant.wait_for_workers()
 
 
+def _settled_bytes(worker: Process) -> int:
+    """Its memory once that grows no more: a model is loaded before all its weights have been touched."""
+    seen = 0
+    while (now := worker.rss_bytes()) > seen:
+        seen = now
+        time.sleep(SETTLE_S)
+    return seen
+
+
 def _judge(
-    load: Load, entry: Entry, neighbours: list[Entry], kills: list[int], *, findings: Findings, which: str
+    load: Load,
+    entry: Entry,
+    neighbours: list[Entry],
+    kills: list[int],
+    *,
+    findings: Findings,
+    which: str,
+    unblamed: int = 0,
 ) -> None:
     everything = [entry, *neighbours]
     ended = eventually(lambda: load.ended(everything), END_S)
@@ -85,9 +111,10 @@ def _judge(
     (document,) = load.documents([entry])
     error = document["error"] or {}
     findings.equal(f"{which} ends", "failed: worker_lost", f"{document['status']}: {error.get('code')}")
-    findings.equal(
-        f"{which}: attempts, each of which killed a worker", (ATTEMPTS, ATTEMPTS), (document["attempt"], len(kills))
-    )
+    attempts = document["attempt"]
+    findings.equal(f"{which}: workers killed, one by each attempt", attempts, len(kills))
+    allowed = list(range(ATTEMPTS, ATTEMPTS + unblamed + 1))
+    findings.holds(f"{which}: attempts", " or ".join(map(str, allowed)), attempts, attempts in allowed)
     succeeded = sum(d["status"] == "succeeded" for d in load.documents(neighbours))
     findings.equal(f"{which}: neighbours that succeed", len(neighbours), succeeded)
 
