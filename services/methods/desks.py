@@ -1,7 +1,7 @@
 """Where methods work by themselves, between one wait for the engine and the next: at one of few desks.
 
 The rows of thirty small jobs end together. Thirty threads that then put their results together would take the processor
-and the interpreter's lock from the engine's thread, and from each other: all of it takes half as long again.
+and the interpreter's lock from the engine's thread, and from each other: all of it can take half as long again.
 
 1. A desk is for computing; a job that waits for the engine leaves its own, and stands in line again afterwards.
 2. An owner always leaves as many desks free as it holds: another's job never waits for one owner's.
