@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event, current_thread
 
 import pytest
 
@@ -148,6 +149,48 @@ def sums(result: JobResult) -> tuple[float, float]:
     assert isinstance(result.attribution, DirectLogitOutcome)
     (example,) = result.attribution.examples
     return example.metric, example.sum_of_terms
+
+
+def test_jobs_that_wait_for_the_engine_have_left_their_desks_to_others(laboratory: Laboratory) -> None:
+    """One owner's eight, who hold two desks at most, all come to wait for an engine that another job keeps busy."""
+    spec = SPEC.validate_json(json.dumps(BODY))
+    desks, go_on, working = Desks(), Event(), Event()
+
+    def keep_the_engine(_done: int, _planned: int) -> None:
+        if current_thread().name == "engine":
+            working.set()
+            go_on.wait(PATIENCE_S)
+
+    busy = JobTicket("busy", "ada", on_progress=keep_the_engine)
+    tickets = [busy, *(JobTicket(f"job {number}", "bob") for number in range(8))]
+    contexts = [replace(laboratory.context(spec, None), desks=desks, ticket=ticket) for ticket in tickets]
+
+    def compute(number: int) -> JobResult:
+        return run_method(spec, contexts[number])
+
+    with ThreadPoolExecutor(len(tickets)) as threads:
+        runs = [threads.submit(compute, 0)]
+        assert working.wait(PATIENCE_S)
+        runs += [threads.submit(compute, number) for number in range(1, len(tickets))]
+        all_wait = eventually(lambda: laboratory.engine.statistics().waiting_rows == 8, PATIENCE_S)
+        left = not desks._seated
+        go_on.set()
+    assert all_wait
+    assert left
+    assert all(run.result() for run in runs)
+
+
+def test_a_method_runs_at_a_desk(laboratory: Laboratory, office: Office) -> None:
+    """One that finds none waits, and runs once there is one."""
+    spec = SPEC.validate_json(json.dumps(BODY))
+    taken = [office.come(job("ada")), office.come(job("ada"))]
+    context = replace(laboratory.context(spec, None), desks=office.desks, ticket=job("ada"))
+    with ThreadPoolExecutor(1) as threads:
+        run = threads.submit(run_method, spec, context)
+        assert eventually(lambda: office.waiting == [context.ticket], PATIENCE_S)
+        assert not run.done()
+        office.go(taken[0])
+        assert sums(run.result(PATIENCE_S))
 
 
 def test_jobs_that_share_desks_give_the_numbers_that_one_gives_alone_and_leave_no_desk_taken(
