@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import psutil
 
@@ -114,6 +115,9 @@ def _judge(
     attempts = document["attempt"]
     findings.equal(f"{which}: workers killed, one by each attempt", attempts, len(kills))
     allowed = list(range(ATTEMPTS, ATTEMPTS + unblamed + 1))
+    with load.plant.redis() as redis:
+        blamed = 1 + int(cast("bytes | None", redis.hget(f"lensd:job:{entry.job_id}", "blamed")) or 0)
+    findings.equal(f"{which}: deaths held against it, the last among them", ATTEMPTS, blamed)
     findings.holds(f"{which}: attempts", " or ".join(map(str, allowed)), attempts, attempts in allowed)
     succeeded = sum(d["status"] == "succeeded" for d in load.documents(neighbours))
     findings.equal(f"{which}: neighbours that succeed", len(neighbours), succeeded)
